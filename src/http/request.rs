@@ -1,0 +1,369 @@
+//! A request that may be believed, and one that a back end may get. `read` is the only way to the first, `forward`
+//! the only way from it to the second: no check and no stripping can be forgotten.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request};
+
+use crate::base::fault::{Fault, Kind};
+use crate::base::host::Authority;
+use crate::base::network::Networks;
+use crate::http::path::CanonicalPath;
+use crate::http::{forwarded, hop};
+
+/// How the client reached us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// A plain listener.
+    Http,
+    /// A TLS listener.
+    Https,
+}
+
+impl Scheme {
+    /// `http` or `https`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+
+    /// 80 or 443.
+    pub fn default_port(self) -> u16 {
+        match self {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }
+    }
+}
+
+/// What the connection itself says about a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// The other end of the TCP connection.
+    pub peer: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+    /// TLS or not.
+    pub scheme: Scheme,
+}
+
+/// Whose word about the client counts, and in which field it stands.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    /// Peers that are believed.
+    pub proxies: Networks,
+    /// The field with the client's address, lower case.
+    pub header: HeaderName,
+}
+
+/// The limits that a head is held to. The HTTP/1.1 guard holds the same ones before hyper reads.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadLimits {
+    /// Bytes of the target.
+    pub max_uri: usize,
+    /// Fields.
+    pub max_headers: usize,
+    /// Bytes of the whole head.
+    pub max_header_size: usize,
+}
+
+/// Who asks, and how: known once [`ClientRequest::read`] has decided whom to believe.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The client's address: the peer's, unless a trusted proxy names another.
+    pub address: IpAddr,
+    /// The connection's own facts.
+    pub arrival: Arrival,
+    /// The scheme that the client used: the connection's, unless a trusted proxy names another.
+    pub scheme: Scheme,
+    /// Whether the peer is a trusted proxy.
+    pub trusted: bool,
+}
+
+/// A request that has passed every check on framing, target, host and fields.
+#[derive(Debug)]
+pub struct ClientRequest {
+    /// The method; never CONNECT, TRACE or TRACK.
+    pub method: Method,
+    /// The version that the client spoke.
+    pub version: Version,
+    /// The host and port that were asked for.
+    pub authority: Authority,
+    /// The path, canonical.
+    pub path: CanonicalPath,
+    /// The query as it came, without `?`.
+    pub query: Option<String>,
+    /// The fields, hop-by-hop ones, doubtful names and untrusted claims removed.
+    pub headers: HeaderMap,
+    /// Whether this is a WebSocket handshake (RFC 6455, section 4.1).
+    pub websocket: bool,
+    /// Who asks.
+    pub client: Client,
+}
+
+/// What a back end gets: a method, a target and fields that are safe to write out. The body travels beside it.
+#[derive(Debug)]
+pub struct UpstreamRequest {
+    /// The method.
+    pub method: Method,
+    /// The path that the back end sees.
+    pub path: CanonicalPath,
+    /// The path before a prefix was stripped.
+    pub original: CanonicalPath,
+    /// The query, without `?`.
+    pub query: Option<String>,
+    /// The fields, forwarding fields set, no framing field.
+    pub headers: HeaderMap,
+    /// The host and port that the client asked for.
+    pub authority: Authority,
+    /// The version that the client spoke.
+    pub version: Version,
+    /// Whether a WebSocket handshake is passed on.
+    pub websocket: bool,
+    /// Who asks.
+    pub client: Client,
+}
+
+impl ClientRequest {
+    /// Reads what hyper parsed. Everything that is ambiguous ends here.
+    pub fn read(
+        head: request::Parts,
+        arrival: Arrival,
+        trust: &Trust,
+        limits: HeadLimits,
+    ) -> Result<ClientRequest, Fault> {
+        let request::Parts { method, uri, version, headers, .. } = head;
+        check_method(&method, &uri)?;
+        check_size(&uri, &headers, limits)?;
+        let authority = read_authority(&uri, &headers, version)?;
+        check_expectation(&headers)?;
+        let path = CanonicalPath::parse(if uri.path().is_empty() { "/" } else { uri.path() })
+            .map_err(|e| malformed("the path is refused").because(e))?;
+        if uri.path() == "*" || uri.query().is_some_and(|q| q.bytes().any(|b| b <= b' ' || b == 0x7f)) {
+            return Err(malformed("the target is malformed"));
+        }
+        let websocket = is_websocket(&method, version, &headers);
+        let trusted = trust.proxies.contains(arrival.peer.ip());
+        let client = Client {
+            address: forwarded::client_address(arrival.peer.ip(), &headers, trust),
+            scheme: if trusted { forwarded::scheme(&headers).unwrap_or(arrival.scheme) } else { arrival.scheme },
+            trusted,
+            arrival,
+        };
+        let headers = hop::clean(headers, trusted, websocket);
+        let query = uri.query().map(str::to_owned);
+        Ok(ClientRequest { method, version, authority, path, query, headers, websocket, client })
+    }
+
+    /// The path and query as they are logged and sent on.
+    pub fn target(&self) -> String {
+        join(&self.path, self.query.as_deref())
+    }
+
+    /// What a back end may get of this. `path` is the request's own, or what a route made of it; `websocket` says
+    /// whether the route takes upgrades: elsewhere the handshake's fields are removed and it is a plain request.
+    pub fn forward(self, path: Option<CanonicalPath>, websocket: bool) -> UpstreamRequest {
+        let ClientRequest { method, version, authority, path: original, query, mut headers, client, .. } = self;
+        let websocket = websocket && self.websocket;
+        if !websocket {
+            hop::strip_websocket(&mut headers);
+        }
+        forwarded::set(&mut headers, &authority, &client);
+        let path = path.unwrap_or_else(|| original.clone());
+        UpstreamRequest { method, path, original, query, headers, authority, version, websocket, client }
+    }
+}
+
+impl UpstreamRequest {
+    /// The origin-form target (RFC 9112, section 3.2.1).
+    pub fn target(&self) -> String {
+        join(&self.path, self.query.as_deref())
+    }
+}
+
+/// The port that a client which wrote `authority` with `scheme` meant.
+pub fn effective_port(authority: &Authority, scheme: Scheme) -> u16 {
+    authority.port.unwrap_or(scheme.default_port())
+}
+
+fn join(path: &CanonicalPath, query: Option<&str>) -> String {
+    match query {
+        Some(query) => format!("{}?{query}", path.encoded()),
+        None => path.encoded().to_owned(),
+    }
+}
+
+fn malformed(detail: &'static str) -> Fault {
+    Fault::new(Kind::Malformed, detail)
+}
+
+fn check_method(method: &Method, uri: &http::Uri) -> Result<(), Fault> {
+    if method == Method::CONNECT || method == Method::TRACE || method.as_str() == "TRACK" {
+        return Err(Fault::new(Kind::Method, "the method is never forwarded"));
+    }
+    if method.as_str().len() > 32 {
+        return Err(malformed("the method is over 32 bytes"));
+    }
+    // RFC 9112, section 3.2.2: a server MUST accept the absolute-form; only http and https are ours.
+    if uri.scheme_str().is_some_and(|s| s != "http" && s != "https") {
+        return Err(malformed("the target's scheme is neither http nor https"));
+    }
+    // RFC 9112, section 3.2.3: the authority-form is CONNECT's alone; `GET a.test:443` names no path.
+    if uri.scheme().is_none() && uri.authority().is_some() {
+        return Err(malformed("an authority in the place of a target"));
+    }
+    Ok(())
+}
+
+fn check_size(uri: &http::Uri, headers: &HeaderMap, limits: HeadLimits) -> Result<(), Fault> {
+    let target = uri.path_and_query().map_or(0, |p| p.as_str().len());
+    if target > limits.max_uri {
+        return Err(Fault::new(Kind::TargetTooLong, "the target is over limits.max_uri"));
+    }
+    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if headers.len() > limits.max_headers || size + target > limits.max_header_size {
+        return Err(Fault::new(Kind::HeadTooLarge, "the head is over limits.max_headers or limits.max_header_size"));
+    }
+    Ok(())
+}
+
+fn read_authority(uri: &http::Uri, headers: &HeaderMap, version: Version) -> Result<Authority, Fault> {
+    let mut fields = headers.get_all(header::HOST).iter();
+    let field = fields.next();
+    // RFC 9112, section 3.2: a server MUST respond with a 400 to any request that lacks a Host field or has two.
+    if fields.next().is_some() {
+        return Err(malformed("two Host fields"));
+    }
+    let field = match field {
+        Some(value) => Some(
+            value
+                .to_str()
+                .ok()
+                .and_then(|text| Authority::parse(text).ok())
+                .ok_or_else(|| malformed("the Host field is malformed"))?,
+        ),
+        None => None,
+    };
+    let target = match uri.authority() {
+        Some(authority) => {
+            let parsed = Authority::parse(authority.as_str());
+            Some(parsed.map_err(|e| malformed("the target's authority is malformed").because(e))?)
+        }
+        None => None,
+    };
+    match (target, field) {
+        // RFC 9113, section 8.3.1: :authority and Host that differ are malformed.
+        (Some(target), Some(field)) if version == Version::HTTP_2 && target != field => {
+            Err(malformed(":authority and Host differ"))
+        }
+        // RFC 9112, section 3.2.2: the absolute-form's host wins over the field.
+        (Some(target), _) => Ok(target),
+        (None, Some(field)) => Ok(field),
+        (None, None) => Err(malformed("no Host")),
+    }
+}
+
+fn check_expectation(headers: &HeaderMap) -> Result<(), Fault> {
+    let mut values = headers.get_all(header::EXPECT).iter();
+    if values.all(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Ok(());
+    }
+    Err(Fault::new(Kind::Expectation, "an Expect other than 100-continue"))
+}
+
+/// RFC 6455, section 4.1; on HTTP/1.0 an Upgrade field is ignored (RFC 9110, section 7.8).
+fn is_websocket(method: &Method, version: Version, headers: &HeaderMap) -> bool {
+    let field = |name| headers.get(name).map(HeaderValue::as_bytes);
+    version == Version::HTTP_11
+        && method == Method::GET
+        && headers.get_all(header::UPGRADE).iter().count() == 1
+        && field(header::UPGRADE).is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"))
+        && hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"))
+        && headers.contains_key(header::SEC_WEBSOCKET_KEY)
+        && !headers.contains_key(header::TRANSFER_ENCODING)
+        && field(header::CONTENT_LENGTH).is_none_or(|v| v == b"0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrival() -> Arrival {
+        Arrival {
+            peer: "192.0.2.7:5000".parse().unwrap(),
+            local: "192.0.2.1:443".parse().unwrap(),
+            scheme: Scheme::Https,
+        }
+    }
+
+    fn trust(proxies: &[&str]) -> Trust {
+        Trust {
+            proxies: Networks(proxies.iter().filter_map(|p| crate::base::network::parse_network(p)).collect()),
+            header: HeaderName::from_static("x-forwarded-for"),
+        }
+    }
+
+    const LIMITS: HeadLimits = HeadLimits { max_uri: 8192, max_headers: 100, max_header_size: 32768 };
+
+    fn read(uri: &str, fields: &[(&str, &str)]) -> Result<ClientRequest, Fault> {
+        let mut builder = http::Request::builder().uri(uri);
+        for (name, value) in fields {
+            builder = builder.header(*name, *value);
+        }
+        ClientRequest::read(builder.body(()).unwrap().into_parts().0, arrival(), &trust(&[]), LIMITS)
+    }
+
+    #[test]
+    fn a_request_without_exactly_one_host_is_refused() {
+        assert_eq!(read("/", &[]).unwrap_err().kind, Kind::Malformed);
+        assert_eq!(read("/", &[("host", "a"), ("host", "a")]).unwrap_err().kind, Kind::Malformed);
+        assert_eq!(read("/", &[("host", "u@a")]).unwrap_err().kind, Kind::Malformed);
+        assert!(read("/", &[("host", "a:8443")]).is_ok());
+    }
+
+    #[test]
+    fn the_absolute_form_names_the_host() {
+        let request = read("http://b.test/x", &[("host", "a")]).unwrap();
+        assert_eq!(request.authority.to_string(), "b.test");
+        assert_eq!(request.target(), "/x");
+    }
+
+    #[test]
+    fn a_handshake_is_one_only_when_every_part_is_there() {
+        let all = [
+            ("host", "a"),
+            ("upgrade", "WebSocket"),
+            ("connection", "keep-alive, Upgrade"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        assert!(read("/ws", &all).unwrap().websocket);
+        for missing in 1..all.len() {
+            let fields: Vec<_> = all.iter().enumerate().filter(|(i, _)| *i != missing).map(|(_, f)| *f).collect();
+            assert!(!read("/ws", &fields).unwrap().websocket, "without {}", all[missing].0);
+        }
+        let mut h2c = all;
+        h2c[1].1 = "h2c";
+        assert!(!read("/ws", &h2c).unwrap().websocket);
+    }
+
+    #[test]
+    fn a_handshake_on_another_route_is_a_plain_request() {
+        let fields = [("host", "a"), ("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-key", "x")];
+        let plain = read("/", &fields).unwrap().forward(None, false);
+        assert!(!plain.websocket);
+        assert!(plain.headers.keys().all(|n| !n.as_str().starts_with("sec-websocket") && n != "upgrade"));
+    }
+
+    #[test]
+    fn an_untrusted_peer_says_nothing_about_the_client() {
+        let fields =
+            [("host", "a"), ("x-forwarded-for", "6.6.6.6"), ("x-forwarded-proto", "http"), ("forwarded", "for=1")];
+        let request = read("/", &fields).unwrap().forward(None, false);
+        assert_eq!(request.headers["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(request.headers["x-forwarded-proto"], "https");
+        assert!(!request.headers.contains_key("forwarded"));
+        assert_eq!(request.client.address.to_string(), "192.0.2.7");
+    }
+}

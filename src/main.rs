@@ -1,0 +1,3 @@
+//! `doorward`: from the arguments to a command.
+
+fn main() {}
