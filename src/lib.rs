@@ -25,3 +25,4 @@
 
 pub mod base;
 pub mod http;
+pub mod route;
