@@ -24,5 +24,6 @@
 //! | 6 | main | base, config, http, route, keys, tunnel, tls, upstream, edge, admin, doctor, demo, run, args |
 
 pub mod base;
+pub mod config;
 pub mod http;
 pub mod route;
