@@ -26,4 +26,6 @@
 pub mod base;
 pub mod config;
 pub mod http;
+pub mod keys;
 pub mod route;
+pub mod tls;

@@ -1,0 +1,678 @@
+//! From a socket to a TLS connection, under a deadline. The ClientHello is seen before anything is decided.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::server::{Acceptor, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::server::StartHandshake;
+
+use super::policy::{ALPN_H1, ALPN_H2};
+
+/// The one type of a TLS connection. Everybody names it through this alias.
+pub type Stream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// Which protocol the two sides agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/1.1, or no ALPN at all.
+    H1,
+    /// HTTP/2.
+    H2,
+}
+
+/// A connection whose handshake is complete.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection.
+    pub stream: Stream,
+    /// The server name the client asked for: a lower-case DNS name. Addresses are not server names.
+    pub sni: Option<String>,
+    /// The protocol to speak.
+    pub alpn: Alpn,
+}
+
+/// Why a handshake came to nothing. Whatever there was to say to the client has been said.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// It was not complete within the deadline.
+    #[error("the handshake was not complete in time")]
+    Timeout,
+    /// The client speaks HTTP without TLS; it was told so.
+    #[error("plain HTTP on a TLS port")]
+    PlainHttp,
+    /// The first bytes are of no TLS record.
+    #[error("not TLS")]
+    NotTls,
+    /// No site has a certificate for this name, or for a client that names none.
+    #[error("no certificate for {}", name.as_deref().unwrap_or("a client that sends no server name"))]
+    UnknownName {
+        /// The name the client asked for.
+        name: Option<String>,
+    },
+    /// The client offers none of our protocols.
+    #[error("the client speaks none of the protocols that are offered (ALPN)")]
+    NoCommonProtocol,
+    /// The client went away.
+    #[error("the client left during the handshake")]
+    ClientLeft(#[source] io::Error),
+    /// The handshake failed by the rules of TLS.
+    #[error("the handshake failed")]
+    Tls(#[source] rustls::Error),
+}
+
+/// At most this much of an answer waits in a connection for its socket, in bytes: four records.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// Makes a TLS connection of `tcp`, or says why not, within `deadline`.
+///
+/// # Errors
+/// See [`AcceptError`]; the connection is closed.
+pub async fn accept(tcp: TcpStream, config: Arc<ServerConfig>, deadline: Duration) -> Result<Accepted, AcceptError> {
+    // Boxed: the state of a handshake is large, and the caller's task lives much longer.
+    timeout(deadline, Box::pin(handshake(tcp, config))).await.unwrap_or(Err(AcceptError::Timeout))
+}
+
+async fn handshake(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted, AcceptError> {
+    let hello = match read_hello(&tcp).await {
+        Ok(hello) => hello,
+        Err(NoHello { error, answer }) => {
+            refuse(tcp, &answer).await;
+            return Err(error);
+        }
+    };
+    if let Err(Refusal { alert, error }) = judge(&hello, &config) {
+        refuse(tcp, &fatal(alert)).await;
+        return Err(error);
+    }
+    let start = StartHandshake::from_parts(hello, tcp);
+    let finish = start.into_stream_with(config, |connection| connection.set_buffer_limit(Some(SEND_BUFFER)));
+    let stream = finish.await.map_err(classify)?;
+    let (_, connection) = stream.get_ref();
+    let sni = connection.server_name().map(str::to_owned);
+    let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
+    Ok(Accepted { stream, sni, alpn })
+}
+
+/// A connection that never came to a ClientHello, and what to say to it.
+struct NoHello {
+    error: AcceptError,
+    answer: Vec<u8>,
+}
+
+impl NoHello {
+    fn silent(error: AcceptError) -> NoHello {
+        NoHello { error, answer: Vec::new() }
+    }
+}
+
+async fn read_hello(tcp: &TcpStream) -> Result<rustls::server::Accepted, NoHello> {
+    let left = |error| NoHello::silent(AcceptError::ClientLeft(error));
+    let mut acceptor = Acceptor::default();
+    let mut socket = Socket { tcp, first: None };
+    loop {
+        tcp.readable().await.map_err(left)?;
+        match acceptor.read_tls(&mut socket) {
+            Ok(0) => return Err(left(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(left(error)),
+        }
+        // No TLS record begins with a letter; all methods of HTTP do.
+        if socket.first.is_some_and(|byte| byte.is_ascii_uppercase()) {
+            return Err(NoHello { error: AcceptError::PlainHttp, answer: plain_http_answer() });
+        }
+        match acceptor.accept() {
+            Ok(Some(hello)) => return Ok(hello),
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut answer = Vec::new();
+                // Writing to memory does not fail.
+                let _ = alert.write_all(&mut answer);
+                return Err(NoHello { error: from_rustls(error), answer });
+            }
+        }
+    }
+}
+
+/// The socket as the acceptor reads it; remembers the first byte.
+struct Socket<'a> {
+    tcp: &'a TcpStream,
+    first: Option<u8>,
+}
+
+impl Read for Socket<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.tcp.try_read(buffer)?;
+        if length > 0 {
+            self.first = self.first.or_else(|| buffer.first().copied());
+        }
+        Ok(length)
+    }
+}
+
+/// What a ClientHello deserves instead of a handshake.
+struct Refusal {
+    alert: AlertNumber,
+    error: AcceptError,
+}
+
+/// What rustls would answer with `access_denied`, or not at all.
+fn judge(hello: &rustls::server::Accepted, config: &ServerConfig) -> Result<(), Refusal> {
+    let hello = hello.client_hello();
+    let name = hello.server_name().map(str::to_owned);
+    let offers_alpn = hello.alpn().is_some();
+    if config.cert_resolver.resolve(hello).is_none() {
+        // RFC 8446, section 9.2: "Servers requiring this extension SHOULD respond to a ClientHello lacking a
+        // "server_name" extension by terminating the connection with a "missing_extension" alert."
+        let alert = if name.is_some() { UNRECOGNIZED_NAME } else { MISSING_EXTENSION };
+        return Err(Refusal { alert, error: AcceptError::UnknownName { name } });
+    }
+    // RFC 9113, section 3.2: "A client that makes a request to an "https" URI uses TLS … with the ALPN extension";
+    // one without it can only mean HTTP/1.1.
+    if !offers_alpn && !config.alpn_protocols.iter().any(|name| name == ALPN_H1) {
+        return Err(Refusal { alert: NO_APPLICATION_PROTOCOL, error: AcceptError::NoCommonProtocol });
+    }
+    Ok(())
+}
+
+type AlertNumber = u8;
+
+// RFC 8446, section 6.
+const MISSING_EXTENSION: AlertNumber = 109;
+const UNRECOGNIZED_NAME: AlertNumber = 112;
+const NO_APPLICATION_PROTOCOL: AlertNumber = 120;
+
+/// A fatal alert in a record of its own, before any key is agreed upon.
+fn fatal(alert: AlertNumber) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, alert]
+}
+
+fn plain_http_answer() -> Vec<u8> {
+    let text = "This port speaks TLS: use https://\n";
+    format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    )
+    .into_bytes()
+}
+
+/// Says `answer` and waits a moment until the client has taken it: closing a socket with unread data resets it, and a
+/// reset can overtake the answer.
+async fn refuse(mut tcp: TcpStream, answer: &[u8]) {
+    if answer.is_empty() || tcp.write_all(answer).await.is_err() || tcp.shutdown().await.is_err() {
+        return;
+    }
+    let rest = async {
+        let mut scratch = [0; 1024];
+        for _ in 0..64 {
+            if !matches!(tcp.read(&mut scratch).await, Ok(length) if length > 0) {
+                break;
+            }
+        }
+    };
+    let _ = timeout(Duration::from_secs(1), rest).await;
+}
+
+fn classify(error: io::Error) -> AcceptError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(error) => from_rustls(error.clone()),
+        None => AcceptError::ClientLeft(error),
+    }
+}
+
+fn from_rustls(error: rustls::Error) -> AcceptError {
+    use rustls::InvalidMessage::{InvalidContentType, MessageTooLarge, UnknownProtocolVersion};
+    match error {
+        rustls::Error::NoApplicationProtocol => AcceptError::NoCommonProtocol,
+        rustls::Error::InvalidMessage(InvalidContentType | MessageTooLarge | UnknownProtocolVersion) => {
+            AcceptError::NotTls
+        }
+        error => AcceptError::Tls(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rcgen::{PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, SignatureAlgorithm};
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+    use rustls::version::{TLS12, TLS13};
+    use rustls::{
+        AlertDescription, CipherSuite, ClientConfig, DigitallySignedStruct, HandshakeKind, ProtocolVersion,
+        SignatureScheme, SupportedProtocolVersion,
+    };
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::keys::LocalKeys;
+    use crate::tls::policy::{MinVersion, Policy, server_config};
+    use crate::tls::store::{CertStore, SiteCertificate};
+    use crate::tls::testing::{Issued, days_from_now, site};
+    use crate::tls::tickets::Tickets;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn policy() -> Policy {
+        Policy { h1: true, h2: true, min_version: MinVersion::Tls12, client_ca: None }
+    }
+
+    /// A store with sites, and the certificates in it.
+    struct World {
+        folder: tempfile::TempDir,
+        store: Arc<CertStore>,
+        tickets: Tickets,
+        exact: Issued,
+        wild: Issued,
+        default: Issued,
+    }
+
+    impl World {
+        fn new(has_default: bool) -> World {
+            let folder = tempfile::tempdir().unwrap();
+            let exact = Issued::for_names(&["app.example.com"]);
+            let wild = Issued::for_names(&["*.example.com"]);
+            let default = Issued::for_names(&["default.test"]);
+            let put = |issued: &Issued, name: &str, host: &str| site(name, &[host], issued.write(folder.path(), name));
+            let store = Arc::new(CertStore::new(Arc::new(LocalKeys::new())));
+            let problems = store.apply(vec![
+                put(&exact, "exact", "app.example.com"),
+                put(&wild, "wild", "*.example.com"),
+                SiteCertificate { default: has_default, ..put(&default, "default", "default.test") },
+            ]);
+            assert!(problems.is_empty());
+            World { folder, store, tickets: Tickets::new(), exact, wild, default }
+        }
+
+        fn config(&self, policy: &Policy) -> Arc<ServerConfig> {
+            server_config(policy, Arc::clone(&self.store), &self.tickets).unwrap()
+        }
+    }
+
+    /// Believes every certificate, but checks that its key signed the handshake.
+    #[derive(Debug)]
+    struct Credulous(WebPkiSupportedAlgorithms);
+
+    impl ServerCertVerifier for Credulous {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.supported_schemes()
+        }
+    }
+
+    fn client_with(
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: &[&str],
+        identity: Option<&Issued>,
+    ) -> ClientConfig {
+        let provider: CryptoProvider = aws_lc_rs::default_provider();
+        let verifier = Arc::new(Credulous(provider.signature_verification_algorithms));
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(issued) => {
+                let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+                builder.with_client_auth_cert(vec![issued.der.clone()], key).unwrap()
+            }
+        };
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config
+    }
+
+    fn client(alpn: &[&str]) -> Arc<ClientConfig> {
+        Arc::new(client_with(&[&TLS13, &TLS12], alpn, None))
+    }
+
+    type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
+
+    async fn sockets() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (client.unwrap(), server.unwrap().0)
+    }
+
+    async fn shake(
+        server: Arc<ServerConfig>,
+        client: Arc<ClientConfig>,
+        name: &str,
+    ) -> (Result<Accepted, AcceptError>, io::Result<ClientStream>) {
+        let (ours, theirs) = sockets().await;
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connect = async {
+            let mut stream = TlsConnector::from(client).connect(name, ours).await?;
+            // In TLS 1.3 a client is done before the server is, and learns of its refusal when it reads.
+            let mut byte = [0];
+            let _ = stream.read_exact(&mut byte).await?;
+            Ok(stream)
+        };
+        let serve = async {
+            let mut accepted = accept(theirs, server, LONG).await?;
+            accepted.stream.write_all(b"!").await.map_err(AcceptError::ClientLeft)?;
+            accepted.stream.flush().await.map_err(AcceptError::ClientLeft)?;
+            Ok(accepted)
+        };
+        tokio::join!(serve, connect)
+    }
+
+    fn alert(outcome: io::Result<ClientStream>) -> AlertDescription {
+        let error = outcome.expect_err("the handshake succeeded");
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::AlertReceived(alert)) => *alert,
+            _ => panic!("no alert: {error}"),
+        }
+    }
+
+    fn leaf(stream: &ClientStream) -> &CertificateDer<'static> {
+        &stream.get_ref().1.peer_certificates().unwrap()[0]
+    }
+
+    #[tokio::test]
+    async fn the_server_name_chooses_the_certificate() {
+        let world = World::new(true);
+        for (name, expected, sni) in [
+            ("app.example.com", &world.exact, Some("app.example.com")),
+            ("APP.Example.com", &world.exact, Some("app.example.com")),
+            ("x.y.example.com", &world.wild, Some("x.y.example.com")),
+            ("unknown.test", &world.default, Some("unknown.test")),
+            ("127.0.0.1", &world.default, None),
+        ] {
+            let (accepted, connected) = shake(world.config(&policy()), client(&["h2"]), name).await;
+            assert_eq!(leaf(&connected.unwrap()), &expected.der, "{name}");
+            assert_eq!(accepted.unwrap().sni.as_deref(), sni, "{name}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_name_is_refused_without_any_certificate() {
+        let world = World::new(false);
+        let (accepted, connected) = shake(world.config(&policy()), client(&["h2"]), "unknown.test").await;
+        assert_eq!(alert(connected), AlertDescription::UnrecognisedName);
+        assert!(matches!(accepted, Err(AcceptError::UnknownName { name: Some(name) }) if name == "unknown.test"));
+        let (accepted, connected) = shake(world.config(&policy()), client(&["h2"]), "127.0.0.1").await;
+        assert_eq!(alert(connected), AlertDescription::MissingExtension);
+        assert!(matches!(accepted, Err(AcceptError::UnknownName { name: None })));
+    }
+
+    #[tokio::test]
+    async fn http2_is_preferred_and_http1_is_the_fallback() {
+        let world = World::new(true);
+        let h1_only = Policy { h2: false, ..policy() };
+        let h2_only = Policy { h1: false, ..policy() };
+        for (policy, offered, expected) in [
+            (policy(), &["http/1.1", "h2"][..], Some(Alpn::H2)),
+            (policy(), &["http/1.1"], Some(Alpn::H1)),
+            (policy(), &["spdy/3", "http/1.1"], Some(Alpn::H1)),
+            (policy(), &[], Some(Alpn::H1)),
+            (policy(), &["http/1.0"], None),
+            (policy(), &["ftp"], None),
+            (h1_only.clone(), &["h2", "http/1.1"], Some(Alpn::H1)),
+            (h1_only, &["h2"], None),
+            (h2_only.clone(), &["h2"], Some(Alpn::H2)),
+            (h2_only, &[], None),
+        ] {
+            let (accepted, connected) = shake(world.config(&policy), client(offered), "app.example.com").await;
+            match expected {
+                Some(alpn) => assert_eq!(accepted.unwrap().alpn, alpn, "{offered:?}"),
+                None => {
+                    assert_eq!(alert(connected), AlertDescription::NoApplicationProtocol, "{offered:?}");
+                    assert!(matches!(accepted, Err(AcceptError::NoCommonProtocol)), "{offered:?}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn versions_are_1_2_and_1_3_and_the_cheap_suite_wins() {
+        let world = World::new(true);
+        for (versions, expected) in [
+            (&[&TLS12][..], ProtocolVersion::TLSv1_2),
+            (&[&TLS13], ProtocolVersion::TLSv1_3),
+            (&[&TLS12, &TLS13], ProtocolVersion::TLSv1_3),
+        ] {
+            let client = Arc::new(client_with(versions, &["h2"], None));
+            let (accepted, connected) = shake(world.config(&policy()), client, "app.example.com").await;
+            connected.unwrap();
+            let accepted = accepted.unwrap();
+            let connection = accepted.stream.get_ref().1;
+            assert_eq!(connection.protocol_version(), Some(expected));
+            let suite = match expected {
+                ProtocolVersion::TLSv1_3 => CipherSuite::TLS13_AES_128_GCM_SHA256,
+                _ => CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            };
+            assert_eq!(connection.negotiated_cipher_suite().map(|suite| suite.suite()), Some(suite));
+        }
+        let strict = world.config(&Policy { min_version: MinVersion::Tls13, ..policy() });
+        let old = Arc::new(client_with(&[&TLS12], &["h2"], None));
+        let (accepted, connected) = shake(strict, old, "app.example.com").await;
+        assert_eq!(alert(connected), AlertDescription::ProtocolVersion);
+        assert!(matches!(accepted, Err(AcceptError::Tls(_))));
+    }
+
+    #[tokio::test]
+    async fn every_kind_of_key_signs() {
+        let folder = tempfile::tempdir().unwrap();
+        let algorithms: [(&str, &'static SignatureAlgorithm); 3] =
+            [("rsa", &PKCS_RSA_SHA256), ("p384", &PKCS_ECDSA_P384_SHA384), ("ed25519", &PKCS_ED25519)];
+        for (name, algorithm) in algorithms {
+            let issued = Issued::with(algorithm, &["a.test"], days_from_now(-1), days_from_now(1));
+            let store = Arc::new(CertStore::new(Arc::new(LocalKeys::new())));
+            let problems = store.apply(vec![site("a", &["a.test"], issued.write(folder.path(), name))]);
+            assert!(problems.is_empty(), "{problems:?}");
+            let server = server_config(&policy(), store, &Tickets::new()).unwrap();
+            for version in [&TLS12, &TLS13] {
+                let client = Arc::new(client_with(&[version], &["h2"], None));
+                let (_, connected) = shake(Arc::clone(&server), client, "a.test").await;
+                assert_eq!(leaf(&connected.unwrap()), &issued.der, "{name} {version:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn sessions_resume_across_a_reload_and_not_under_another_client_ca() {
+        let world = World::new(true);
+        for version in [&TLS12, &TLS13] {
+            let client = Arc::new(client_with(&[version], &["h2"], None));
+            let mut kinds = Vec::new();
+            for _ in 0..3 {
+                // A configuration of its own for each connection, as after a reload.
+                let (accepted, connected) =
+                    shake(world.config(&policy()), Arc::clone(&client), "app.example.com").await;
+                accepted.unwrap();
+                kinds.push(connected.unwrap().get_ref().1.handshake_kind().unwrap());
+            }
+            assert!(!matches!(kinds[0], HandshakeKind::Resumed), "{version:?}");
+            assert_eq!(kinds[1..], [HandshakeKind::Resumed, HandshakeKind::Resumed], "{version:?}");
+        }
+
+        let identity = Issued::for_names(&["client"]);
+        let ca = world.folder.path().join("clients.pem");
+        let client = Arc::new(client_with(&[&TLS13], &["h2"], Some(&identity)));
+        let connect = async |authority: &Issued| {
+            std::fs::write(&ca, &authority.cert).unwrap();
+            let config = world.config(&Policy { client_ca: Some(ca.clone()), ..policy() });
+            let (accepted, connected) = shake(config, Arc::clone(&client), "app.example.com").await;
+            accepted.map(|_| connected.unwrap().get_ref().1.handshake_kind().unwrap())
+        };
+        assert_ne!(connect(&identity).await.unwrap(), HandshakeKind::Resumed);
+        assert_eq!(connect(&identity).await.unwrap(), HandshakeKind::Resumed);
+        let stranger = connect(&Issued::for_names(&["other authority"])).await;
+        assert!(matches!(stranger, Err(AcceptError::Tls(_))), "{stranger:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_certificate_is_required_where_one_is_asked_for() {
+        let world = World::new(true);
+        let (known, stranger) = (Issued::for_names(&["client"]), Issued::for_names(&["client"]));
+        let ca = known.write(world.folder.path(), "clients").cert;
+        let config = world.config(&Policy { client_ca: Some(ca), ..policy() });
+        let connect = async |identity: Option<&Issued>| {
+            let client = Arc::new(client_with(&[&TLS13, &TLS12], &["h2"], identity));
+            shake(Arc::clone(&config), client, "app.example.com").await
+        };
+        let (accepted, connected) = connect(Some(&known)).await;
+        connected.unwrap();
+        assert_eq!(accepted.unwrap().stream.get_ref().1.peer_certificates().unwrap()[0], known.der);
+        let (accepted, connected) = connect(None).await;
+        assert_eq!(alert(connected), AlertDescription::CertificateRequired);
+        assert!(matches!(accepted, Err(AcceptError::Tls(_))));
+        let (accepted, _) = connect(Some(&stranger)).await;
+        assert!(matches!(accepted, Err(AcceptError::Tls(_))));
+    }
+
+    /// What a client that says `bytes`, and then waits, is told.
+    async fn answer_to(bytes: &[u8]) -> (AcceptError, Vec<u8>) {
+        let world = World::new(true);
+        let (mut ours, theirs) = sockets().await;
+        ours.write_all(bytes).await.unwrap();
+        let told = async {
+            let mut told = Vec::new();
+            ours.read_to_end(&mut told).await.unwrap();
+            drop(ours);
+            told
+        };
+        let (outcome, told) = tokio::join!(accept(theirs, world.config(&policy()), LONG), told);
+        (outcome.expect_err("a handshake came of it"), told)
+    }
+
+    #[tokio::test]
+    async fn plain_http_is_told_where_to_go() {
+        let mut request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n".to_vec();
+        request.extend([b'x'; 9000]);
+        for bytes in [&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], b"P", &request, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+            let (error, told) = answer_to(bytes).await;
+            assert!(matches!(error, AcceptError::PlainHttp), "{error}");
+            let told = String::from_utf8(told).unwrap();
+            assert!(told.starts_with("HTTP/1.1 400 Bad Request\r\n") && told.contains("https://"), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn garbage_ends_at_once() {
+        for bytes in [&[0; 64][..], &[0xff; 64], b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00", b"ssh-2.0-x\r\n"] {
+            let (error, _) = answer_to(bytes).await;
+            assert!(matches!(error, AcceptError::NotTls), "{bytes:?}: {error}");
+        }
+        let (error, _) = answer_to(b"\x16\x03\x01\x00\x04\x00\x00\x00\x00").await;
+        assert!(matches!(error, AcceptError::Tls(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn tls_1_1_is_refused_by_its_alert() {
+        // A ClientHello of TLS 1.1 with TLS_RSA_WITH_AES_128_CBC_SHA and no extensions.
+        let mut hello = vec![1, 0, 0, 41, 3, 2];
+        hello.extend([7; 32]);
+        hello.extend([0, 0, 2, 0, 0x2f, 1, 0]);
+        let mut record = vec![22, 3, 1, 0, hello.len() as u8];
+        record.extend(hello);
+        let (error, told) = answer_to(&record).await;
+        assert!(matches!(error, AcceptError::Tls(_)), "{error}");
+        // handshake_failure, since such a client names no signature schemes either, or protocol_version.
+        assert!(told == fatal(40) || told == fatal(70), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_hello_in_single_bytes_is_a_hello() {
+        let world = World::new(true);
+        let (ours, theirs) = sockets().await;
+        let (mut near, far) = tokio::io::duplex(1);
+        let trickle = async {
+            let mut ours = ours;
+            ours.set_nodelay(true).unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut ours).await;
+        };
+        let name = ServerName::try_from("app.example.com").unwrap();
+        let connector = TlsConnector::from(client(&["h2"]));
+        let shake = async { tokio::join!(accept(theirs, world.config(&policy()), LONG), connector.connect(name, far)) };
+        tokio::select! {
+            (accepted, connected) = shake => {
+                assert_eq!(accepted.unwrap().alpn, Alpn::H2);
+                connected.unwrap();
+            }
+            () = trickle => panic!("the connection ended"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_and_a_stalled_one_meet_the_deadline() {
+        let world = World::new(true);
+        for said in [&b""[..], b"\x16\x03\x01\x02"] {
+            let (mut ours, theirs) = sockets().await;
+            ours.write_all(said).await.unwrap();
+            let deadline = Duration::from_millis(50);
+            let outcome = timeout(LONG, accept(theirs, world.config(&policy()), deadline)).await.unwrap();
+            assert!(matches!(outcome, Err(AcceptError::Timeout)));
+            assert_eq!(ours.read(&mut [0]).await.unwrap_or(0), 0, "the connection was left open");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_is_no_fault_of_tls() {
+        let world = World::new(true);
+        for said in [&b""[..], b"\x16\x03\x01\x02"] {
+            let (mut ours, theirs) = sockets().await;
+            ours.write_all(said).await.unwrap();
+            drop(ours);
+            let outcome = accept(theirs, world.config(&policy()), LONG).await;
+            assert!(matches!(outcome, Err(AcceptError::ClientLeft(_))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_counts_from_the_next_handshake_on() {
+        let world = World::new(true);
+        let server = world.config(&policy());
+        let (first, connected) = shake(Arc::clone(&server), client(&["h2"]), "app.example.com").await;
+        let (mut first, mut connected) = (first.unwrap(), connected.unwrap());
+        let renewed = Issued::for_names(&["app.example.com"]);
+        renewed.write(Path::new(world.folder.path()), "exact");
+        assert_eq!(world.store.refresh(), 1);
+        let (_, second) = shake(server, client(&["h2"]), "app.example.com").await;
+        assert_eq!(leaf(&second.unwrap()), &renewed.der);
+        // And the connection from before lives on.
+        first.stream.write_all(b"still here").await.unwrap();
+        first.stream.flush().await.unwrap();
+        let mut heard = [0; 10];
+        connected.read_exact(&mut heard).await.unwrap();
+        assert_eq!((&heard[..], leaf(&connected)), (&b"still here"[..], &world.exact.der));
+    }
+}

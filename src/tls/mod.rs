@@ -1,0 +1,15 @@
+//! Layer 3: TLS towards the clients. [`store::CertStore`] owns the certificates, [`watch::watch`] keeps them fresh,
+//! [`policy::server_config`] says what is spoken, [`accept::accept`] makes a connection of a socket.
+
+pub mod accept;
+pub mod local_ca;
+mod names;
+pub mod pair;
+pub mod policy;
+pub mod resolver;
+mod slot;
+pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod tickets;
+pub mod watch;
