@@ -29,3 +29,4 @@ pub mod http;
 pub mod keys;
 pub mod route;
 pub mod tls;
+pub mod upstream;

@@ -1,0 +1,110 @@
+//! The request as it is written to a back end: built anew from what was parsed, with one framing field.
+
+use std::rc::Rc;
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
+
+use crate::base::fault::{Fault, Kind};
+use crate::http::body::Body;
+use crate::http::request::UpstreamRequest;
+use crate::upstream::http::exchange::{Exchange, Upload};
+use crate::upstream::http::{HostField, Target};
+
+/// Fields about this hop's own framing and routing: never taken over, whoever put them there.
+const OURS: [HeaderName; 8] = [
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::HOST,
+    header::CONNECTION,
+    header::UPGRADE,
+    header::TE,
+    header::TRAILER,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// A request that is ready to be written, but for the Host field.
+pub(super) struct Outgoing {
+    /// Taken while it is on a connection; back again when nothing of it was written.
+    request: Option<Request<Upload>>,
+    pub(super) exchange: Option<Rc<Exchange>>,
+    /// The client's authority, where it becomes the Host field.
+    authority: Option<HeaderValue>,
+    repeatable: bool,
+}
+
+impl Outgoing {
+    /// What `request` becomes. The body of a handshake is dropped: it has none.
+    pub(super) fn new(request: UpstreamRequest, body: Body, host: &HostField) -> Result<Outgoing, Fault> {
+        let unwritable = |what: &'static str| Fault::new(Kind::Malformed, what);
+        let target = PathAndQuery::try_from(request.target())
+            .map_err(|error| unwritable("the target cannot be written").because(error))?;
+        let authority = match host {
+            HostField::Preserve => Some(
+                HeaderValue::try_from(request.authority.to_string())
+                    .map_err(|error| unwritable("the host cannot be written").because(error))?,
+            ),
+            _ => None,
+        };
+        let UpstreamRequest { method, mut headers, websocket, .. } = request;
+        for name in &OURS {
+            headers.remove(name);
+        }
+        let (upload, exchange) = if websocket {
+            // RFC 6455, section 4.1: the fields of a handshake; Sec-WebSocket-* are the client's own.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            (Upload::none(), None)
+        } else {
+            frame(&mut headers, &method, body.length());
+            Upload::new(body)
+        };
+        let repeatable = exchange.is_none() && is_idempotent(&method) && !websocket;
+        let mut request = Request::new(upload);
+        *request.method_mut() = method;
+        *request.uri_mut() = Uri::from(target);
+        *request.headers_mut() = headers;
+        Ok(Outgoing { request: Some(request), exchange, authority, repeatable })
+    }
+
+    /// The request for `target`. `None` when it is under way.
+    pub(super) fn take(&mut self, target: &Target) -> Option<Request<Upload>> {
+        let mut request = self.request.take()?;
+        if let Some(host) = self.authority.as_ref().or(target.host.as_ref()) {
+            request.headers_mut().insert(header::HOST, host.clone());
+        }
+        Some(request)
+    }
+
+    /// Nothing of `request` was written: it can be sent elsewhere.
+    pub(super) fn put_back(&mut self, request: Request<Upload>) {
+        self.request = Some(request);
+    }
+
+    /// A second copy, if the request may be sent twice: RFC 9110, section 9.2.2: "A proxy MUST NOT automatically retry
+    /// non-idempotent requests."
+    pub(super) fn copy(&self, request: &Request<Upload>) -> Option<Request<Upload>> {
+        if !self.repeatable {
+            return None;
+        }
+        let mut copy = Request::new(Upload::none());
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        Some(copy)
+    }
+}
+
+/// The one framing field. RFC 9110, section 8.6: "A user agent SHOULD send Content-Length in a request when the method
+/// defines a meaning for enclosed content and it is not sending Transfer-Encoding."
+fn frame(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
+    match length {
+        Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => {}
+        Some(length) => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length))),
+        None => drop(headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))),
+    }
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+}

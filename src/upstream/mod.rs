@@ -1,0 +1,42 @@
+//! Layer 3: the ways out. A kind of destination takes an [`UpstreamRequest`](crate::http::request::UpstreamRequest)
+//! with its body and gives a [`Reply`] or a fault.
+
+use std::sync::Arc;
+
+use ::http::Response;
+use bytes::Bytes;
+
+use crate::http::body::Body;
+
+pub mod connect;
+pub mod fastcgi;
+pub mod files;
+pub mod http;
+pub mod php;
+pub mod spool;
+
+/// What a destination gives back.
+pub enum Reply {
+    /// An ordinary answer.
+    Response(Response<Body>),
+    /// The back end answered 101: what follows on its stream belongs to the tunnel.
+    Switched(Box<Switched>),
+}
+
+/// Who gave an answer, for logs: an extension of every [`Reply::Response`] of an HTTP back end.
+#[derive(Debug, Clone)]
+pub struct ServedBy(pub Arc<str>);
+
+/// A back end that has switched to the WebSocket protocol.
+pub struct Switched {
+    /// The 101 as the client may get it: hop-by-hop fields gone, `Sec-WebSocket-*` kept.
+    pub response: Response<()>,
+    /// The raw stream to the back end.
+    pub stream: connect::BackEndStream,
+    /// Bytes that the back end sent right behind its 101.
+    pub leftover: Bytes,
+    /// The back end's name for logs: `http://127.0.0.1:3444`.
+    pub back_end: String,
+    /// Counts the tunnel as load on its back end until dropped.
+    pub load: http::Load,
+}

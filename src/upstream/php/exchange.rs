@@ -1,0 +1,282 @@
+//! One request on one connection: sends what is left to send and reads what has come, both whenever it is polled, so
+//! that neither side can wait for the other for ever. Dropping it closes the connection, which frees the FPM worker.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::io::poll_read_buf;
+
+use super::pool::FastCgiPool;
+use crate::base::address::Endpoint;
+use crate::base::fault::{Fault, Kind};
+use crate::upstream::connect::BackEndStream;
+use crate::upstream::fastcgi::record::{self, Decoder, End, Piece, Type};
+use crate::upstream::fastcgi::stderr::Lines;
+use crate::upstream::spool::{SpoolReader, Spooled};
+
+/// The first read; most answers fit.
+const FIRST_READ: usize = 16 * 1024;
+/// The reads after it.
+const READ: usize = 64 * 1024;
+/// What is sent at once.
+const AT_ONCE: usize = 64 * 1024;
+/// Less room than this is not worth a read.
+const LEAST_READ: usize = 4 * 1024;
+
+/// What an exchange waits for, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For FPM to take more of the request.
+    pub send: Duration,
+    /// For FPM to say more of its answer.
+    pub read: Duration,
+}
+
+/// What came of the answer.
+pub(super) enum Event {
+    /// Some of its head or body, never empty.
+    Output(Bytes),
+    /// It is over.
+    End(End),
+}
+
+/// A request under way.
+pub(super) struct Exchange {
+    stream: BackEndStream,
+    endpoint: Endpoint,
+    outgoing: Outgoing,
+    incoming: BytesMut,
+    decoder: Decoder,
+    complaints: Complaints,
+    patience: Patience,
+    /// Runs while we wait; what the client is slow to take does not count.
+    timer: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    answered: bool,
+    ended: bool,
+}
+
+impl Exchange {
+    /// Begins to send `head` (BEGIN_REQUEST and PARAMS) and `body`. `target` is for the log.
+    pub fn new(
+        stream: BackEndStream,
+        endpoint: Endpoint,
+        target: &str,
+        head: &[u8],
+        body: &Spooled,
+        patience: Patience,
+    ) -> Exchange {
+        let complaints = Complaints { endpoint: endpoint.clone(), target: target.to_owned(), lines: Lines::default() };
+        let outgoing = Outgoing { pending: BytesMut::from(head), body: Some(body.reader()), sent: 0, refused: None };
+        Exchange {
+            stream,
+            endpoint,
+            outgoing,
+            incoming: BytesMut::new(),
+            decoder: Decoder::default(),
+            complaints,
+            patience,
+            timer: None,
+            waiting: false,
+            answered: false,
+            ended: false,
+        }
+    }
+
+    /// Whether any byte of the answer has come.
+    pub fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Whether FPM cannot have seen anything of the request.
+    pub fn is_unsent(&self) -> bool {
+        self.outgoing.sent == 0
+    }
+
+    /// The next event. Sends and reads as far as both sides can.
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Fault>> {
+        loop {
+            if let Some(event) = self.decode()? {
+                self.waiting = false;
+                return Poll::Ready(Ok(event));
+            }
+            let progress = self.outgoing.poll_send(&mut self.stream, cx)?;
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.broken_off(None))),
+                Poll::Ready(Ok(_)) => {
+                    self.answered = true;
+                    self.waiting = false;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken_off(Some(error)))),
+                Poll::Pending => {
+                    ready!(self.poll_timer(progress, cx));
+                    return Poll::Ready(Err(self.out_of_patience()));
+                }
+            }
+        }
+    }
+
+    /// The next event of what has been read already.
+    pub fn decode(&mut self) -> Result<Option<Event>, Fault> {
+        loop {
+            let piece = self.decoder.next(&mut self.incoming).map_err(|error| {
+                Fault::new(Kind::BadAnswer, format!("{} does not speak FastCGI", self.endpoint)).because(error)
+            })?;
+            match piece {
+                None => return Ok(None),
+                Some(Piece::Stdout(data)) => return Ok(Some(Event::Output(data))),
+                Some(Piece::Stderr(data)) => self.complaints.push(&data),
+                Some(Piece::End(end)) => {
+                    self.ended = true;
+                    return Ok(Some(Event::End(end)));
+                }
+            }
+        }
+    }
+
+    /// Gives the connection to `pool`, which keeps at most `limit`, if it may carry another request.
+    pub fn recycle(mut self, pool: &FastCgiPool, limit: usize) {
+        // Skips the padding of END_REQUEST; anything else behind it is nothing that we asked for.
+        let quiet = matches!(self.decoder.next(&mut self.incoming), Ok(None));
+        let clean = quiet && self.decoder.is_between_records() && self.incoming.is_empty();
+        if limit > 0 && self.ended && clean && self.outgoing.is_sent() {
+            pool.put(&self.endpoint, self.stream, limit);
+        }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.incoming.capacity() - self.incoming.len() < LEAST_READ {
+            self.incoming.reserve(if self.answered { READ } else { FIRST_READ });
+        }
+        poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.incoming)
+    }
+
+    /// Ready once nothing has moved for as long as we are patient.
+    fn poll_timer(&mut self, progress: bool, cx: &mut Context<'_>) -> Poll<()> {
+        if progress || !self.waiting {
+            self.waiting = true;
+            let patience = if self.outgoing.is_over() { self.patience.read } else { self.patience.send };
+            let deadline = Instant::now() + patience;
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(deadline),
+                None => self.timer = Some(Box::pin(sleep_until(deadline))),
+            }
+        }
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    fn broken_off(&mut self, error: Option<io::Error>) -> Fault {
+        let fault = Fault::new(Kind::Truncated, format!("{} closed before the end of its answer", self.endpoint));
+        match error.or_else(|| self.outgoing.refused.take()) {
+            Some(error) => fault.because(error),
+            None => fault,
+        }
+    }
+
+    fn out_of_patience(&self) -> Fault {
+        let (endpoint, Patience { send, read }) = (&self.endpoint, self.patience);
+        if self.outgoing.is_over() {
+            Fault::new(Kind::ReadTimeout, format!("{endpoint} said nothing for {read:?}"))
+        } else {
+            Fault::new(Kind::SendTimeout, format!("{endpoint} took nothing for {send:?}"))
+        }
+    }
+}
+
+/// What is still to be sent.
+struct Outgoing {
+    pending: BytesMut,
+    body: Option<SpoolReader>,
+    sent: u64,
+    /// Why FPM takes no more. It may answer all the same.
+    refused: Option<io::Error>,
+}
+
+impl Outgoing {
+    /// Sends until the socket is full or all is sent; says whether anything was.
+    fn poll_send(&mut self, stream: &mut BackEndStream, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        let mut progress = false;
+        while !self.is_over() {
+            self.fill(cx)?;
+            if self.pending.is_empty() {
+                break;
+            }
+            match Pin::new(&mut *stream).poll_write(cx, &self.pending) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => self.refused = Some(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => {
+                    self.pending.advance(count);
+                    self.sent += count as u64;
+                    progress = true;
+                }
+                Poll::Ready(Err(error)) => self.refused = Some(error),
+            }
+        }
+        if self.is_over() {
+            // An answer may take long: it needs no buffer of the request's.
+            self.pending = BytesMut::new();
+            self.body = None;
+        }
+        Ok(progress)
+    }
+
+    /// Takes from the body what there is, so that the head of a request and a small body go out in one write.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
+        while self.pending.len() < AT_ONCE
+            && let Some(body) = &mut self.body
+        {
+            match body.poll_chunk(cx) {
+                Poll::Pending => break,
+                Poll::Ready(Some(Ok(chunk))) => record::put_stream(&mut self.pending, Type::Stdin, &chunk),
+                Poll::Ready(Some(Err(error))) => {
+                    return Err(Fault::new(Kind::Storage, "cannot read the stored request body").because(error));
+                }
+                Poll::Ready(None) => {
+                    record::put_stream_end(&mut self.pending, Type::Stdin);
+                    self.body = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing more will be sent.
+    fn is_over(&self) -> bool {
+        self.refused.is_some() || self.is_sent()
+    }
+
+    /// Whether everything was sent.
+    fn is_sent(&self) -> bool {
+        self.refused.is_none() && self.body.is_none() && self.pending.is_empty()
+    }
+}
+
+/// What the application says on its standard error, on its way to the log.
+struct Complaints {
+    endpoint: Endpoint,
+    target: String,
+    lines: Lines,
+}
+
+impl Complaints {
+    fn push(&mut self, data: &[u8]) {
+        let Complaints { endpoint, target, lines } = self;
+        lines.push(data, |line| tracing::warn!(back_end = %endpoint, request = %target, "PHP: {line}"));
+    }
+}
+
+impl Drop for Complaints {
+    fn drop(&mut self) {
+        let Complaints { endpoint, target, lines } = self;
+        lines.finish(|line| tracing::warn!(back_end = %endpoint, request = %target, "PHP: {line}"));
+    }
+}
