@@ -29,4 +29,5 @@ pub mod http;
 pub mod keys;
 pub mod route;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;
