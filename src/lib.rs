@@ -25,6 +25,7 @@
 
 pub mod base;
 pub mod config;
+pub mod edge;
 pub mod http;
 pub mod keys;
 pub mod route;

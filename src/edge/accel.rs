@@ -1,0 +1,61 @@
+//! X-Accel-Redirect: an application answers with the name of a file, and the edge sends the file.
+
+use std::time::SystemTime;
+
+use http::{HeaderMap, HeaderName, Method};
+
+use crate::base::fault::{Fault, Kind};
+use crate::edge::site::Site;
+use crate::http::path::CanonicalPath;
+use crate::http::request::ClientRequest;
+use crate::upstream::Reply;
+use crate::upstream::files::answer::{Asked, answer_accel};
+use crate::upstream::files::root::Root;
+
+const REDIRECT: HeaderName = HeaderName::from_static("x-accel-redirect");
+
+/// nginx's other instructions to itself; none is for the client.
+const INSTRUCTIONS: [&str; 5] =
+    ["x-accel-redirect", "x-accel-buffering", "x-accel-expires", "x-accel-charset", "x-accel-limit-rate"];
+
+/// What of a client's request a file's answer depends on.
+#[derive(Default)]
+pub struct FileFields {
+    method: Method,
+    headers: HeaderMap,
+}
+
+impl FileFields {
+    /// Keeps them, where the site may need them: the request itself goes to the back end.
+    pub fn keep(site: &Site, request: &ClientRequest) -> FileFields {
+        if site.accel.is_empty() {
+            return FileFields::default();
+        }
+        FileFields { method: request.method.clone(), headers: request.headers.clone() }
+    }
+}
+
+/// Follows X-Accel-Redirect where the site maps it to a folder; elsewhere it is not for the client either.
+pub fn follow(site: &Site, fields: &FileFields, reply: Reply) -> Result<Reply, Fault> {
+    let Reply::Response(mut response) = reply else { return Ok(reply) };
+    let target = response.headers().get(REDIRECT).cloned();
+    for name in INSTRUCTIONS {
+        response.headers_mut().remove(name);
+    }
+    let Some(target) = target.filter(|_| !site.accel.is_empty()) else { return Ok(Reply::Response(response)) };
+    let path = target.to_str().ok().and_then(|text| CanonicalPath::parse(text.split('?').next()?).ok());
+    let (root, rest) = path
+        .as_ref()
+        .and_then(|path| locate(&site.accel, path.decoded()))
+        .ok_or_else(|| Fault::new(Kind::BadAnswer, "X-Accel-Redirect names a path that `accel` does not map"))?;
+    let FileFields { method, headers } = fields;
+    let asked = Asked { method, headers, precompressed: false, now: SystemTime::now() };
+    answer_accel(root, rest, asked, response.into_parts().0.headers).map(Reply::Response)
+}
+
+fn locate<'a, 'p>(accel: &'a [(String, Root)], path: &'p [u8]) -> Option<(&'a Root, &'p [u8])> {
+    accel.iter().find_map(|(prefix, root)| {
+        let rest = path.strip_prefix(prefix.trim_end_matches('/').as_bytes())?;
+        rest.first().is_none_or(|b| *b == b'/').then_some((root, rest))
+    })
+}

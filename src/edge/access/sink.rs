@@ -1,0 +1,281 @@
+//! Where lines go: a standard stream, a file that can be opened again, the system log.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::clock;
+
+/// The local system log's socket.
+const SYSLOG_SOCKET: &str = "/dev/log";
+
+/// A place for lines, before it is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// The standard error stream.
+    Stderr,
+    /// The standard output stream.
+    Stdout,
+    /// The local system log at `/dev/log`.
+    Syslog,
+    /// A file, appended to, made with mode 0640.
+    File(PathBuf),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Stderr => f.write_str("stderr"),
+            Target::Stdout => f.write_str("stdout"),
+            Target::Syslog => f.write_str("syslog"),
+            Target::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// How grave a line is, for the system log (RFC 3164 section 4.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// 3
+    Error,
+    /// 4
+    Warning,
+    /// 6
+    Info,
+    /// 7
+    Debug,
+}
+
+/// An open place for lines, shared between threads. A write holds its lock.
+#[derive(Debug)]
+pub struct Output {
+    target: Target,
+    sink: Mutex<Sink>,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Stderr,
+    Stdout,
+    Syslog(Syslog),
+    File {
+        file: File,
+        /// The last write ended within a line.
+        torn: bool,
+    },
+}
+
+impl Output {
+    /// Opens `target`. A file is made if it does not exist; the system log is looked for at the first line.
+    pub fn open(target: Target) -> io::Result<Output> {
+        let sink = match &target {
+            Target::Stderr => Sink::Stderr,
+            Target::Stdout => Sink::Stdout,
+            Target::Syslog => Sink::Syslog(Syslog::at(PathBuf::from(SYSLOG_SOCKET))),
+            Target::File(path) => Sink::File { file: open_file(path)?, torn: false },
+        };
+        Ok(Output { target, sink: Mutex::new(sink) })
+    }
+
+    /// What was opened.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether somebody looks at it: only then do colours make sense.
+    pub fn is_terminal(&self) -> bool {
+        match self.target {
+            Target::Stderr => io::stderr().is_terminal(),
+            Target::Stdout => io::stdout().is_terminal(),
+            Target::Syslog | Target::File(_) => false,
+        }
+    }
+
+    /// Writes whole lines, each with its line feed. On an error some of the lines may be lost, never a part of a later
+    /// one. Waits for a slow pipe; never longer than 20 ms for one that says it would block.
+    pub fn write(&self, severity: Severity, lines: &[u8]) -> io::Result<()> {
+        match &mut *self.sink() {
+            Sink::Stderr => write_fully(lines, |rest| Ok(rustix::io::write(io::stderr().as_fd(), rest)?)).1,
+            Sink::Stdout => write_fully(lines, |rest| Ok(rustix::io::write(io::stdout().as_fd(), rest)?)).1,
+            Sink::Syslog(syslog) => syslog.write(severity, lines),
+            Sink::File { file, torn } => {
+                if *torn {
+                    write_fully(b"\n", |rest| file.write(rest)).1?;
+                    *torn = false;
+                }
+                let (written, result) = write_fully(lines, |rest| file.write(rest));
+                *torn = written > 0 && lines.get(written - 1) != Some(&b'\n');
+                result
+            }
+        }
+    }
+
+    /// Opens a file again by its name, after somebody has moved it away. On an error the old one stays in use.
+    /// Other outputs have nothing to open.
+    pub fn reopen(&self) -> io::Result<()> {
+        let Target::File(path) = &self.target else { return Ok(()) };
+        let file = open_file(path)?;
+        *self.sink() = Sink::File { file, torn: false };
+        Ok(())
+    }
+
+    fn sink(&self) -> MutexGuard<'_, Sink> {
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    // Without NONBLOCK a pipe that nobody reads would hold the start for ever.
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
+}
+
+/// Writes all of `bytes`; how many were written, and what stopped it.
+fn write_fully(bytes: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> (usize, io::Result<()>) {
+    let (mut written, mut waits) = (0, 0);
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match write(rest) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(length) => written += length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits < 20 => {
+                waits += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
+}
+
+/// The system log: one datagram a line, never waited for.
+#[derive(Debug)]
+struct Syslog {
+    path: PathBuf,
+    socket: Option<UnixDatagram>,
+}
+
+impl Syslog {
+    fn at(path: PathBuf) -> Syslog {
+        Syslog { path, socket: None }
+    }
+
+    fn write(&mut self, severity: Severity, lines: &[u8]) -> io::Result<()> {
+        // Facility 3: system daemons.
+        let priority = 3 * 8
+            + match severity {
+                Severity::Error => 3,
+                Severity::Warning => 4,
+                Severity::Info => 6,
+                Severity::Debug => 7,
+            };
+        let time = clock::rfc3164(SystemTime::now());
+        let head = format!("<{priority}>{time} doorward[{}]: ", std::process::id());
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let datagram = [head.as_bytes(), line].concat();
+            if self.send(&datagram).is_err() {
+                // The daemon may have been started again since.
+                self.socket = None;
+                self.send(&datagram)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, datagram: &[u8]) -> io::Result<()> {
+        let socket = match &self.socket {
+            Some(socket) => socket,
+            None => {
+                let socket = UnixDatagram::unbound()?;
+                socket.set_nonblocking(true)?;
+                socket.connect(&self.path)?;
+                self.socket.insert(socket)
+            }
+        };
+        socket.send(datagram).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_appended_to_and_opened_again_after_a_rename() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, old) = (folder.path().join("x.log"), folder.path().join("x.log.1"));
+        std::fs::write(&path, "before\n").unwrap();
+        let output = Output::open(Target::File(path.clone())).unwrap();
+        output.write(Severity::Info, b"one\n").unwrap();
+        std::fs::rename(&path, &old).unwrap();
+        output.write(Severity::Info, b"two\n").unwrap();
+        output.reopen().unwrap();
+        output.write(Severity::Info, b"three\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&old).unwrap(), "before\none\ntwo\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode & !0o640, 0, "{mode:o}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_again_stays_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.log");
+        let output = Output::open(Target::File(path.clone())).unwrap();
+        let moved = folder.path().join("moved");
+        std::fs::rename(&path, &moved).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(output.reopen().is_err());
+        output.write(Severity::Info, b"kept\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&moved).unwrap(), "kept\n");
+    }
+
+    #[test]
+    fn what_stops_a_write_is_told_with_what_was_written() {
+        let mut room = 5;
+        let (written, result) = write_fully(b"12345678", |rest| match room {
+            0 => Err(io::ErrorKind::StorageFull.into()),
+            n => {
+                let n = rest.len().min(n).min(2);
+                room -= n;
+                Ok(n)
+            }
+        });
+        assert_eq!((written, result.unwrap_err().kind()), (5, io::ErrorKind::StorageFull));
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error() {
+        let output = Output::open(Target::File(PathBuf::from("/dev/full"))).unwrap();
+        assert_eq!(output.write(Severity::Info, b"x\n").unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn the_system_log_gets_a_datagram_a_line_and_is_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut syslog = Syslog::at(path.clone());
+        assert!(syslog.write(Severity::Info, b"lost\n").is_err());
+        for _ in 0..2 {
+            let daemon = UnixDatagram::bind(&path).unwrap();
+            syslog.write(Severity::Warning, b"one\ntwo\n").unwrap();
+            for text in ["one", "two"] {
+                let mut buffer = [0; 200];
+                let length = daemon.recv(&mut buffer).unwrap();
+                let line = std::str::from_utf8(&buffer[..length]).unwrap();
+                assert!(line.starts_with("<28>"), "{line}");
+                assert!(line.ends_with(&format!(" doorward[{}]: {text}", std::process::id())), "{line}");
+            }
+            drop(daemon);
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A request body as the client sends it, with a deadline between two pieces and the client's faults told apart.
+//!
+//! The service keeps hold of it beside whoever reads it: an answer that comes before the body has been read must not
+//! drop it, or the client is told that its request was cancelled.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use crate::base::fault::{Fault, Kind};
+use crate::edge::facts::Facts;
+
+/// How much of an unread body is read after an early answer, and for how long: enough for what a form or a script
+/// sends, so that its connection can be used again.
+const DRAIN_BYTES: usize = 256 * 1024;
+const DRAIN_TIME: Duration = Duration::from_millis(500);
+
+/// hyper's body, shared by the service and whoever reads it.
+pub struct Unread(Rc<RefCell<Incoming>>);
+
+impl Unread {
+    /// Reads on for a little, unless somebody still does or the end has come. Whether the end has come.
+    pub async fn drain(&self) -> bool {
+        if self.0.borrow().is_end_stream() {
+            return true;
+        }
+        if Rc::strong_count(&self.0) > 1 {
+            return false;
+        }
+        let mut left = DRAIN_BYTES;
+        let end = async {
+            while !self.0.borrow().is_end_stream() {
+                match poll_fn(|cx| Pin::new(&mut *self.0.borrow_mut()).poll_frame(cx)).await {
+                    Some(Ok(frame)) => match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                        Some(rest) => left = rest,
+                        None => return false,
+                    },
+                    Some(Err(_)) => return false,
+                    None => return true,
+                }
+            }
+            true
+        };
+        tokio::time::timeout(DRAIN_TIME, end).await.unwrap_or(false)
+    }
+}
+
+/// See the module. The deadline runs only while somebody waits for the client.
+pub struct ClientBody {
+    inner: Rc<RefCell<Incoming>>,
+    patience: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    facts: Arc<Facts>,
+}
+
+impl ClientBody {
+    /// `incoming`, which may stall for `patience`, for its reader and for the service.
+    pub fn new(incoming: Incoming, patience: Duration, facts: Arc<Facts>) -> (ClientBody, Unread) {
+        let inner = Rc::new(RefCell::new(incoming));
+        let unread = Unread(inner.clone());
+        (ClientBody { inner, patience, sleep: None, waiting: false, facts }, unread)
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let patience = self.patience;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        if !self.waiting {
+            self.waiting = true;
+            sleep.as_mut().reset(tokio::time::Instant::now() + patience);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+impl HttpBody for ClientBody {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let polled = Pin::new(&mut *self.inner.borrow_mut()).poll_frame(cx);
+        match polled {
+            Poll::Ready(frame) => {
+                self.waiting = false;
+                Poll::Ready(frame.map(|frame| frame.map_err(broken_off)))
+            }
+            Poll::Pending if self.facts.body_refusal().is_some() => {
+                Poll::Ready(self.facts.body_refusal().map(|refusal| Err(Fault::new(refusal.kind, refusal.detail))))
+            }
+            Poll::Pending if self.poll_deadline(cx).is_ready() => {
+                let fault = Fault::new(Kind::BodyTimeout, "the request body stalled for timeouts.body");
+                Poll::Ready(Some(Err(fault)))
+            }
+            Poll::Pending => {
+                self.facts.park_body(cx.waker());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.borrow().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.borrow().size_hint()
+    }
+}
+
+fn broken_off(error: hyper::Error) -> Fault {
+    Fault::new(Kind::Gone, "the client broke off its request body").because(error)
+}

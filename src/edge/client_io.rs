@@ -1,0 +1,387 @@
+//! A client's byte stream as hyper gets it: deadlines on reading and writing, and in front of HTTP/1.1 the guard,
+//! in front of HTTP/2 the frame counter. It holds no buffer while it is idle.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+
+use crate::base::fault::Kind;
+use crate::edge::facts::Facts;
+use crate::http::frames::FrameCounter;
+use crate::http::guard::{Guard, Place, Refusal, Step};
+use crate::tls::accept::Stream;
+
+/// What hyper reads in the place of a head that was refused: a request of our own making, so that its answer takes
+/// the usual way and its place among pipelined answers. [`Facts::begin`] tells the service which it is.
+const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection: close\r\n\r\n";
+
+/// Bytes that are held back behind a WebSocket handshake until the back end has answered it.
+const MOST_HELD: usize = 64 * 1024;
+
+/// How long what a client still sends is read and dropped behind the end of our side. A socket that is closed with
+/// bytes unread is reset, and the reset destroys the answer (413, 400) that is on its way (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_secs(5);
+
+/// The client's transport.
+pub enum ClientStream {
+    /// A plain listener's.
+    Plain(TcpStream),
+    /// A TLS listener's.
+    Tls(Box<Stream>),
+}
+
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For a whole head.
+    pub header: Duration,
+    /// Between requests.
+    pub keepalive: Duration,
+    /// Between two writes.
+    pub write: Duration,
+}
+
+/// See the module.
+pub struct ClientIo {
+    stream: ClientStream,
+    watch: Watch,
+    patience: Patience,
+    facts: Arc<Facts>,
+    /// Read, but not yet judged: an incomplete head, or what follows a handshake.
+    held: Vec<u8>,
+    /// Judged, but not yet taken by hyper.
+    ready: Bytes,
+    reading: Deadline,
+    writing: Deadline,
+    /// Our side has ended.
+    shut: bool,
+}
+
+enum Watch {
+    Http1(Guard),
+    Http2(FrameCounter),
+}
+
+/// What the read deadline is about. A new phase starts a new deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Head(u64),
+    Idle(u64),
+    Write,
+    Linger,
+}
+
+impl ClientIo {
+    /// A stream in front of hyper's HTTP/1.1.
+    pub fn http1(stream: ClientStream, guard: Guard, patience: Patience, facts: Arc<Facts>) -> ClientIo {
+        ClientIo::new(stream, Watch::Http1(guard), patience, facts)
+    }
+
+    /// A stream in front of hyper's HTTP/2.
+    pub fn http2(stream: ClientStream, patience: Patience, facts: Arc<Facts>) -> ClientIo {
+        ClientIo::new(stream, Watch::Http2(FrameCounter::new(Instant::now())), patience, facts)
+    }
+
+    /// The bare transport and the bytes that were read ahead of the upgrade.
+    pub fn into_parts(self) -> (ClientStream, Vec<u8>) {
+        let mut early = self.ready.to_vec();
+        early.extend_from_slice(&self.held);
+        (self.stream, early)
+    }
+
+    fn new(stream: ClientStream, watch: Watch, patience: Patience, facts: Arc<Facts>) -> ClientIo {
+        ClientIo {
+            stream,
+            watch,
+            patience,
+            facts,
+            held: Vec::new(),
+            ready: Bytes::new(),
+            reading: Deadline::default(),
+            writing: Deadline::default(),
+            shut: false,
+        }
+    }
+
+    fn poll_guarded(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if !self.ready.is_empty() {
+                let n = self.ready.len().min(buf.remaining());
+                buf.put_slice(&self.ready.split_to(n));
+                return Poll::Ready(Ok(()));
+            }
+            let Watch::Http1(guard) = &mut self.watch else { return Poll::Ready(Ok(())) };
+            match guard.place() {
+                // hyper answers the stand-in and closes; there is nothing more to read.
+                Place::Refused => return Poll::Pending,
+                Place::Handshake if self.facts.answered() >= guard.heads() => {
+                    guard.handshake_refused();
+                    let step = guard.inspect(&self.held);
+                    self.release(step);
+                    continue;
+                }
+                Place::Handshake if self.held.len() >= MOST_HELD => {
+                    self.facts.park_reader(cx.waker());
+                    return Poll::Pending;
+                }
+                _ => {}
+            }
+            let before = buf.filled().len();
+            if self.poll_fill(cx, buf)?.is_pending() {
+                // While a request is answered nobody is idle; its end wakes us.
+                self.facts.park_reader(cx.waker());
+                if self.facts.is_busy() && self.held.is_empty() {
+                    return Poll::Pending;
+                }
+                ready!(self.poll_patience(cx));
+                if self.ready.is_empty() {
+                    return Poll::Ready(Ok(())); // End of stream: an idle client.
+                }
+                continue;
+            }
+            if buf.filled().len() == before {
+                return Poll::Ready(Ok(())); // End of stream.
+            }
+            self.judge(buf, before);
+            if buf.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> io::Result<Poll<()>> {
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    /// Lets the guard look at what was just read into `buf` behind `before`; what may not pass yet is taken out.
+    fn judge(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+        let Watch::Http1(guard) = &mut self.watch else { return };
+        if self.held.is_empty() {
+            let fresh = buf.filled().get(before..).unwrap_or_default();
+            let step = guard.inspect(fresh);
+            if step.pass < fresh.len() {
+                self.held = fresh.get(step.pass..).unwrap_or_default().to_vec();
+            }
+            buf.set_filled(before + step.pass);
+            self.note(step);
+            return;
+        }
+        self.held.extend_from_slice(buf.filled().get(before..).unwrap_or_default());
+        buf.set_filled(before);
+        let step = guard.inspect(&self.held);
+        self.release(step);
+    }
+
+    /// Moves what has passed from the held bytes to the ready ones.
+    fn release(&mut self, step: Step) {
+        if step.pass > 0 {
+            let rest = self.held.split_off(step.pass.min(self.held.len()));
+            self.ready = Bytes::from(std::mem::replace(&mut self.held, rest));
+        }
+        self.note(step);
+    }
+
+    fn note(&mut self, step: Step) {
+        if step.pass > 0 {
+            self.reading.stop();
+        }
+        match step.refusal {
+            None => {}
+            // The head is with the service: whoever reads the body is told. hyper sees a body that does not go on;
+            // from an error it would close without an answer.
+            Some(refusal) if step.in_body => self.facts.refuse_body(refusal),
+            Some(refusal) => self.refuse(refusal),
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        let Watch::Http1(guard) = &mut self.watch else { return };
+        guard.refuse();
+        self.facts.refuse_head(guard.heads(), refusal);
+        self.held = Vec::new();
+        let ready = std::mem::take(&mut self.ready);
+        self.ready = if ready.is_empty() { Bytes::from_static(STAND_IN) } else { [&ready, STAND_IN].concat().into() };
+    }
+
+    /// Ready when the client has taken too long over a head, or was idle for too long.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Watch::Http1(guard) = &self.watch else { return Poll::Pending };
+        let heads = guard.heads();
+        if guard.place() != Place::Head {
+            return Poll::Pending;
+        }
+        // The first head is waited for as if its first byte had come with the connection.
+        let (phase, patience) = if heads == 0 || !self.held.is_empty() {
+            (Phase::Head(heads), self.patience.header)
+        } else {
+            (Phase::Idle(heads), self.patience.keepalive)
+        };
+        ready!(self.reading.poll(cx, phase, patience));
+        if !self.held.is_empty() {
+            self.refuse(Refusal { kind: Kind::HeadTimeout, detail: "the head did not arrive within timeouts.header" });
+        }
+        Poll::Ready(())
+    }
+
+    /// Ready when the client has nothing more to send, or has had its time.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Watch::Http1(guard) = &self.watch else { return Poll::Ready(()) };
+        if !matches!(guard.place(), Place::Body | Place::Refused) {
+            return Poll::Ready(());
+        }
+        let mut dropped = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut dropped);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.reading.poll(cx, Phase::Linger, LINGER),
+            }
+            // A client that never pauses has no more time than one that does.
+            if self.reading.poll(cx, Phase::Linger, LINGER).is_ready() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    fn poll_written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.writing.stop();
+            return written;
+        }
+        ready!(self.writing.poll(cx, Phase::Write, self.patience.write));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing for timeouts.write")))
+    }
+}
+
+impl AsyncRead for ClientIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if let Watch::Http1(_) = self.watch {
+            return self.poll_guarded(cx, buf);
+        }
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if let Watch::Http2(counter) = &mut self.watch {
+            let fresh = buf.filled().get(before..).unwrap_or_default();
+            counter.count(fresh, Instant::now()).map_err(io::Error::other)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.poll_written(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.poll_written(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.poll_written(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.shut {
+            let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+            ready!(self.poll_written(cx, shut))?;
+            self.shut = true;
+        }
+        self.poll_linger(cx).map(Ok)
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            ClientStream::Plain(stream) => stream.is_write_vectored(),
+            ClientStream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            ClientStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A deadline that costs nothing until something has to be waited for.
+#[derive(Default)]
+struct Deadline {
+    phase: Option<Phase>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    fn poll(&mut self, cx: &mut Context<'_>, phase: Phase, patience: Duration) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        if self.phase != Some(phase) {
+            self.phase = Some(phase);
+            sleep.as_mut().reset(tokio::time::Instant::now() + patience);
+        }
+        sleep.as_mut().poll(cx)
+    }
+
+    fn stop(&mut self) {
+        self.phase = None;
+    }
+}

@@ -1,0 +1,99 @@
+//! What the byte stream of a connection and the service that answers its requests tell each other.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::task::Waker;
+
+use crate::http::guard::Refusal;
+
+/// Shared by one connection's stream and its service. Atomic only because hyper asks for a `Send` stream: both ends
+/// live on one worker, and no ordering between them is needed.
+#[derive(Debug, Default)]
+pub struct Facts {
+    refused: OnceLock<(u64, Refusal)>,
+    body_refused: OnceLock<Refusal>,
+    begun: AtomicU64,
+    answered: AtomicU64,
+    busy: AtomicUsize,
+    /// The task that waits for the client's next head, or for its handshake's outcome.
+    reader: Mutex<Option<Waker>>,
+    /// The task that waits for the client's body.
+    body: Mutex<Option<Waker>>,
+}
+
+impl Facts {
+    /// The guard refuses the head behind `heads` good ones.
+    pub fn refuse_head(&self, heads: u64, refusal: Refusal) {
+        let _ = self.refused.set((heads, refusal));
+    }
+
+    /// The guard refuses the body that is being read.
+    pub fn refuse_body(&self, refusal: Refusal) {
+        let _ = self.body_refused.set(refusal);
+        wake(&self.body);
+    }
+
+    /// Why the body that is being read broke off, if the guard ended it.
+    pub fn body_refusal(&self) -> Option<Refusal> {
+        self.body_refused.get().copied()
+    }
+
+    /// A request has arrived; gives the refusal that stands in its place, if one does.
+    pub fn begin(&self) -> Option<Refusal> {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        let index = self.begun.fetch_add(1, Ordering::Relaxed);
+        self.refused.get().filter(|(heads, _)| *heads == index).map(|(_, refusal)| *refusal)
+    }
+
+    /// How many requests have arrived.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// A request was answered with an ordinary response, not with 101.
+    pub fn answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        wake(&self.reader);
+    }
+
+    /// How many requests were answered with an ordinary response.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    /// A response has been sent to its end, or given up.
+    pub fn end(&self) {
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+        wake(&self.reader);
+    }
+
+    /// The stream has nothing to read until something here changes. hyper does not ask again by itself: it trusts
+    /// that whoever blocked its read will wake it.
+    pub fn park_reader(&self, waker: &Waker) {
+        park(&self.reader, waker);
+    }
+
+    /// The body has nothing until the guard refuses it or hyper has more.
+    pub fn park_body(&self, waker: &Waker) {
+        park(&self.body, waker);
+    }
+
+    /// Whether a request is being answered.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+}
+
+fn park(place: &Mutex<Option<Waker>>, waker: &Waker) {
+    let mut parked = place.lock().unwrap_or_else(PoisonError::into_inner);
+    if !parked.as_ref().is_some_and(|parked| parked.will_wake(waker)) {
+        *parked = Some(waker.clone());
+    }
+}
+
+fn wake(place: &Mutex<Option<Waker>>) {
+    let parked = place.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(waker) = parked {
+        waker.wake();
+    }
+}

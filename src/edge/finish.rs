@@ -1,0 +1,384 @@
+//! What is done to every answer before it goes out, and the line about it in the access log.
+
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::base::fault::Fault;
+use crate::edge::access::{Record, SiteLog, Upgrade};
+use crate::edge::client_body::Unread;
+use crate::edge::compress::compress;
+use crate::edge::connection::Connection;
+use crate::edge::facts::Facts;
+use crate::edge::process::Process;
+use crate::edge::site::{Route, Site};
+use crate::edge::snapshot::Snapshot;
+use crate::edge::stall;
+use crate::http::body::Body;
+use crate::http::guard::Refusal;
+use crate::http::request::{ClientRequest, Scheme};
+use crate::tunnel::register::{Entry, TunnelInfo};
+use crate::tunnel::{Outcome, Policy};
+use crate::upstream::ServedBy;
+use crate::upstream::files::encoding::Accepted;
+
+/// One request on its way, as the log sees it. It is logged when it is dropped: after the last byte of the answer, or
+/// when the client has left.
+pub struct Journey {
+    line: Line,
+    log: Option<Arc<SiteLog>>,
+    site: Option<Arc<Site>>,
+    cache_control: Option<HeaderValue>,
+    accepted: Accepted,
+    refusal: Option<Refusal>,
+    /// How long a tunnel of this request may be silent, and how long a side of it may take nothing.
+    socket: (Duration, Duration),
+    /// What the client has not finished sending. Dropped behind the answer's end, HTTP/2 is told NO_ERROR
+    /// (RFC 9113, section 8.1); before it, CANCEL, and clients throw the answer away.
+    unread: Option<Unread>,
+    process: Arc<Process>,
+    facts: Arc<Facts>,
+    begun: Instant,
+}
+
+/// What the log line needs, kept from the request.
+struct Line {
+    time: SystemTime,
+    client: IpAddr,
+    scheme: Scheme,
+    site: Option<Arc<str>>,
+    host: Option<HeaderValue>,
+    method: Method,
+    target: String,
+    path: Vec<u8>,
+    version: Option<Version>,
+    status: u16,
+    bytes_sent: u64,
+    bytes_received: u64,
+    duration: Duration,
+    referer: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    upstream: Option<Arc<str>>,
+    upgrade: Upgrade,
+    close_code: Option<u16>,
+    fault: Option<String>,
+}
+
+impl Line {
+    fn new(connection: &Connection, request: &Request<Incoming>) -> Line {
+        let field = |name| request.headers().get(name).cloned();
+        let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
+        Line {
+            time: SystemTime::now(),
+            client: connection.arrival.peer.ip(),
+            scheme: connection.arrival.scheme,
+            site: None,
+            host: field(header::HOST).or_else(authority),
+            method: request.method().clone(),
+            target: request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned(),
+            path: Vec::new(),
+            version: Some(request.version()),
+            status: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration: Duration::ZERO,
+            referer: field(header::REFERER),
+            user_agent: field(header::USER_AGENT),
+            upstream: None,
+            upgrade: Upgrade::None,
+            close_code: None,
+            fault: None,
+        }
+    }
+
+    /// Forgets what hyper read in the place of a refused head: it was not the client's.
+    fn forget_request(&mut self) {
+        self.method = Method::default();
+        self.target = "-".to_owned();
+        self.version = None;
+        self.host = None;
+    }
+
+    /// Field values share the buffer that the head was read into; a tunnel's line must not keep it for hours.
+    fn detach(&mut self) {
+        for value in [&mut self.host, &mut self.referer, &mut self.user_agent].into_iter().flatten() {
+            if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
+                *value = copy;
+            }
+        }
+        self.target.shrink_to_fit();
+    }
+
+    fn record(&self) -> Record<'_> {
+        Record {
+            time: self.time,
+            client: self.client,
+            site: self.site.as_deref().unwrap_or_default(),
+            scheme: self.scheme.as_str(),
+            host: self.host.as_ref().map(HeaderValue::as_bytes),
+            method: if self.version.is_some() { self.method.as_str() } else { "" },
+            target: self.target.as_bytes(),
+            path: &self.path,
+            version: self.version,
+            status: self.status,
+            bytes_sent: self.bytes_sent,
+            bytes_received: self.bytes_received,
+            duration: self.duration,
+            referer: self.referer.as_ref().map(HeaderValue::as_bytes),
+            user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
+            user: None,
+            upstream: self.upstream.as_deref(),
+            upgrade: self.upgrade,
+            close_code: self.close_code,
+            fault: self.fault.as_deref(),
+            tls: None,
+            request_id: None,
+        }
+    }
+}
+
+impl Journey {
+    /// A request has arrived.
+    pub fn begin(connection: &Connection, snapshot: &Snapshot, request: &Request<Incoming>) -> Journey {
+        let refusal = connection.facts.begin();
+        let mut line = Line::new(connection, request);
+        if refusal.is_some() {
+            line.forget_request();
+        }
+        Journey {
+            line,
+            log: snapshot.log.clone(),
+            site: None,
+            cache_control: None,
+            accepted: Accepted::read(request.headers()),
+            refusal,
+            socket: (Duration::ZERO, snapshot.timeouts.write),
+            unread: None,
+            process: connection.process.clone(),
+            facts: connection.facts.clone(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// Why the guard refused the request, if it did.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.refusal
+    }
+
+    /// The request has passed its checks.
+    pub fn note_request(&mut self, request: &ClientRequest) {
+        self.line.client = request.client.address;
+        self.line.scheme = request.client.scheme;
+        self.line.path = request.path.decoded().to_vec();
+    }
+
+    /// The site is known.
+    pub fn note_site(&mut self, site: &Arc<Site>) {
+        self.line.site = Some(site.name.clone());
+        self.log.clone_from(&site.log);
+        self.site = Some(site.clone());
+    }
+
+    /// The route is known.
+    pub fn note_route(&mut self, route: &Route) {
+        self.cache_control.clone_from(&route.cache_control);
+        self.socket.0 = route.socket_idle.unwrap_or_default();
+    }
+
+    /// The request's body has not been read to its end.
+    pub fn keep_body(&mut self, unread: Unread) {
+        self.unread = Some(unread);
+    }
+
+    /// The request failed with the fault of this id.
+    pub fn note_fault(&mut self, id: String) {
+        self.line.fault = Some(id);
+    }
+
+    /// The site's name, for messages.
+    pub fn site_name(&self) -> &str {
+        self.line.site.as_deref().unwrap_or("-")
+    }
+
+    /// The client's address, for messages.
+    pub fn client(&self) -> IpAddr {
+        self.line.client
+    }
+
+    /// The path that was asked for, for messages: without the query, which may hold secrets.
+    pub fn path(&self) -> &str {
+        self.line.target.split('?').next().unwrap_or_default()
+    }
+
+    /// A tunnel opens: the first of its two lines.
+    pub fn open_socket(&mut self, back_end: &str) {
+        self.line.status = 101;
+        self.line.upstream = Some(back_end.into());
+        self.line.duration = self.begun.elapsed();
+        self.line.upgrade = Upgrade::Open;
+        self.line.detach();
+        self.write();
+        // The tunnel holds this journey for its second line, and must not hold a snapshot's site.
+        self.site = None;
+    }
+
+    /// The deadlines of the tunnel and its place in the register.
+    pub fn tunnel(&self, back_end: &str) -> (Policy, Entry) {
+        let (idle_timeout, write) = self.socket;
+        let entry = self.process.tunnels.open(TunnelInfo {
+            site: self.line.site.clone().unwrap_or_else(|| "-".into()),
+            back_end: back_end.into(),
+            client: self.line.client,
+            path: self.path().into(),
+        });
+        (Policy { idle_timeout, write, ..Policy::default() }, entry)
+    }
+
+    /// A tunnel has closed: the second line, written on drop.
+    pub fn close_socket(&mut self, outcome: &Outcome) {
+        self.line.time = SystemTime::now();
+        self.line.duration = outcome.duration;
+        self.line.bytes_received = outcome.bytes_to_back_end;
+        self.line.bytes_sent = outcome.bytes_to_client;
+        self.line.close_code = outcome.close_code;
+        self.line.upgrade = Upgrade::Close;
+    }
+
+    fn write(&self) {
+        if let Some(log) = &self.log {
+            log.write(&self.line.record());
+        }
+    }
+}
+
+impl Drop for Journey {
+    fn drop(&mut self) {
+        self.facts.end();
+        match self.line.upgrade {
+            // The tunnel never began; its opening has been logged.
+            Upgrade::Open => return,
+            Upgrade::Close => {}
+            Upgrade::None => self.line.duration = self.begun.elapsed(),
+        }
+        if self.line.status == 0 {
+            self.line.status = 499;
+        }
+        self.write();
+    }
+}
+
+/// The answer as the client gets it: the site's fields, compression, and a body that is counted.
+pub fn finish(connection: &Connection, mut journey: Journey, mut response: Response<Body>) -> Response<Body> {
+    journey.line.upstream = response.extensions_mut().remove::<ServedBy>().map(|served| served.0);
+    let headers = response.headers_mut();
+    // What runs behind the edge is nobody's business.
+    headers.remove(header::SERVER);
+    if let Some(site) = &journey.site {
+        decorate(site, connection.arrival.scheme, &journey, headers);
+    }
+    if connection.is_http1() && connection.is_closing() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if journey.site.as_ref().is_some_and(|site| site.answers.compress) {
+        response = compress(response, journey.accepted, journey.line.method == Method::HEAD);
+    }
+    if journey.line.method == Method::HEAD || is_bodiless(response.status()) {
+        response = without_body(response);
+    }
+    journey.line.status = response.status().as_u16();
+    connection.facts.answer();
+    stall::offered();
+    response.map(|body| {
+        let keeps = journey.unread.is_some();
+        let counted = Counted { inner: body, journey };
+        if keeps { Body::Stream(Box::pin(counted)) } else { Body::stream(counted) }
+    })
+}
+
+/// RFC 9110, section 6.4.1: answers to HEAD, and those with 204 and 304, "do not include content". hyper sees to it on
+/// HTTP/1 only; on HTTP/2 the DATA frames would go out.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    let length = response.body().length().filter(|length| *length > 0);
+    if let Some(length) = length
+        && !is_bodiless(response.status())
+    {
+        response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(HeaderValue::from(length));
+    }
+    response.map(|_| Body::Empty)
+}
+
+fn is_bodiless(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
+fn decorate(site: &Site, scheme: Scheme, journey: &Journey, headers: &mut HeaderMap) {
+    let answers = &site.answers;
+    for (name, value) in &answers.defaults {
+        if !headers.contains_key(name) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    if let Some(hsts) = answers.hsts.as_ref().filter(|_| scheme == Scheme::Https) {
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+    }
+    if let Some(value) = &journey.cache_control {
+        headers.insert(header::CACHE_CONTROL, value.clone());
+    } else if let Some(value) = answers.assets.as_ref().filter(|_| is_asset(headers)) {
+        headers.entry(header::CACHE_CONTROL).or_insert_with(|| value.clone());
+    }
+    answers.edits.apply(headers);
+}
+
+/// Style sheets, scripts, images, fonts, media.
+fn is_asset(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else { return false };
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    ["image/", "font/", "audio/", "video/"].iter().any(|prefix| kind.starts_with(prefix))
+        || matches!(kind, "text/css" | "text/javascript" | "application/javascript" | "application/wasm")
+}
+
+/// Counts the bytes of an answer; its journey ends with it.
+struct Counted {
+    inner: Body,
+    journey: Journey,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            stall::taken();
+            return Poll::Pending;
+        };
+        stall::offered();
+        match &frame {
+            Some(Ok(frame)) => self.journey.line.bytes_sent += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Err(fault)) => {
+                // The head is out: all that is left is to break off visibly, and to say so here.
+                let id = self.journey.process.next_id();
+                let (site, path) = (self.journey.site_name(), self.journey.path());
+                tracing::warn!(id, site, path, "the answer broke off: {fault}");
+                self.journey.note_fault(id);
+            }
+            None => {}
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,154 @@
+//! The accept loop of one listener on one worker.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::address::ListenAddress;
+use crate::edge::connection::{self, Accepted};
+use crate::edge::worker::Worker;
+use crate::http::request::Scheme;
+
+/// Connections that the kernel may hold for us while we are busy.
+const BACKLOG: i32 = 4096;
+
+/// A bound socket and what the file calls it.
+#[derive(Debug)]
+pub struct BoundListener {
+    /// As it is written in the file.
+    pub address: ListenAddress,
+    /// Whether TLS is spoken on it.
+    pub scheme: Scheme,
+    /// The listening socket, not blocking.
+    pub socket: std::net::TcpListener,
+}
+
+/// Binds `address` so that every worker can have a socket of its own (SO_REUSEPORT).
+pub fn bind(address: ListenAddress) -> io::Result<std::net::TcpListener> {
+    match address.ip {
+        Some(ip) => bind_to(SocketAddr::new(ip, address.port), false),
+        // One socket for both families; machines without IPv6 get the IPv4 one.
+        None => {
+            bind_to(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port), true).or_else(|error| match error
+                .kind()
+            {
+                io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => Err(error),
+                _ => bind_to(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port), false),
+            })
+        }
+    }
+}
+
+/// Whether somebody else listens on `address`. SO_REUSEPORT alone would let two servers of one user share a port
+/// without a word.
+pub fn probe(address: ListenAddress) -> io::Result<()> {
+    let ip = address.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, 0)), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::new(ip, address.port).into())?;
+    if address.port != 0 { socket.listen(1) } else { Ok(()) }
+}
+
+/// Another socket on the same port, for another worker.
+pub fn bind_again(first: &std::net::TcpListener) -> io::Result<std::net::TcpListener> {
+    let address = first.local_addr()?;
+    bind_to(address, address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+}
+
+fn bind_to(address: SocketAddr, both_families: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!both_families)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts until `close` is cancelled. Connections go on by themselves.
+pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: CancellationToken) {
+    let BoundListener { address, scheme, socket } = bound;
+    let listener = match TcpListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!("cannot listen on {address}: {error}"),
+    };
+    let mut backoff = Backoff::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = close.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                backoff.reset();
+                let accepted = Accepted { stream, peer, listener: address, scheme, close: close.clone() };
+                worker.spawn(connection::serve(worker.clone(), accepted));
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                let pause = backoff.next(address, &error);
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = close.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+/// Errors that say something about the connection that was to be accepted, not about the listener (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// Without descriptors accept fails at once, for ever: a loop without a pause would spin.
+#[derive(Default)]
+struct Backoff {
+    pause: Duration,
+    told: Option<tokio::time::Instant>,
+}
+
+impl Backoff {
+    fn reset(&mut self) {
+        self.pause = Duration::ZERO;
+    }
+
+    fn next(&mut self, address: ListenAddress, error: &io::Error) -> Duration {
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        if self.told.is_none_or(|told| told.elapsed() > Duration::from_secs(60)) {
+            self.told = Some(tokio::time::Instant::now());
+            tracing::error!("cannot accept on {address}: {error}");
+        }
+        self.pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_shared_between_workers_and_not_with_strangers() {
+        let any = ListenAddress { ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 };
+        let first = bind(any).unwrap();
+        let port = first.local_addr().unwrap().port();
+        let second = bind_again(&first).unwrap();
+        assert_eq!(second.local_addr().unwrap().port(), port);
+        assert!(probe(ListenAddress { port, ..any }).is_err());
+        drop((first, second));
+        assert!(probe(ListenAddress { port, ..any }).is_ok());
+    }
+}

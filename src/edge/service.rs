@@ -1,0 +1,158 @@
+//! The whole journey of one request. Each step takes a value and returns the next; nothing calls back up.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use ::http::{HeaderMap, Request, Response, header, request};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+
+use crate::base::fault::{Fault, Kind, Side};
+use crate::edge::accel::{self, FileFields};
+use crate::edge::client_body::ClientBody;
+use crate::edge::connection::Connection;
+use crate::edge::finish::{Journey, finish};
+use crate::edge::site::{Action, Route, Site};
+use crate::edge::snapshot::Snapshot;
+use crate::edge::{redirect, socket};
+use crate::http::body::{Body, Limited};
+use crate::http::reply;
+use crate::http::request::{ClientRequest, UpstreamRequest};
+use crate::upstream::Reply;
+use crate::upstream::files::answer::{Asked, answer, folder_redirect};
+use crate::upstream::files::try_files::Found;
+
+/// Answers one request. Never fails: a fault becomes a page, and both are logged with the same id.
+pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let snapshot = connection.process.snapshot.load_full();
+    let mut journey = Journey::begin(&connection, &snapshot, &request);
+    let (mut head, body) = request.into_parts();
+    let upgrade = head.extensions.remove::<OnUpgrade>();
+    let waits = head.headers.contains_key(header::EXPECT);
+    let (body, unread) = ClientBody::new(body, snapshot.timeouts.body, connection.facts.clone());
+    let answer = match Box::pin(travel(&connection, &snapshot, &mut journey, head, body)).await {
+        Ok(Reply::Response(response)) => response,
+        Ok(Reply::Switched(switched)) => return Ok(socket::join(connection, journey, *switched, upgrade)),
+        Err(fault) => fault_page(&connection, &mut journey, &fault),
+    };
+    // A client that waits for 100 (Continue) has not sent its body, and asking for it now would be an answer.
+    if waits || !unread.drain().await {
+        journey.keep_body(unread);
+    }
+    Ok(finish(&connection, journey, answer))
+}
+
+/// From the head that hyper parsed to what a destination replied.
+async fn travel(
+    connection: &Connection,
+    snapshot: &Arc<Snapshot>,
+    journey: &mut Journey,
+    head: request::Parts,
+    body: ClientBody,
+) -> Result<Reply, Fault> {
+    if let Some(refusal) = journey.refusal() {
+        return Err(Fault::new(refusal.kind, refusal.detail));
+    }
+    let request = ClientRequest::read(head, connection.arrival, &snapshot.trust, snapshot.limits)?;
+    journey.note_request(&request);
+    connection.check_certificate(&request)?;
+    let site = snapshot
+        .site(connection.listener, &request.authority.host)
+        .ok_or_else(|| Fault::new(Kind::NotFound, "no site has this host"))?;
+    journey.note_site(site);
+    if let Some(response) = redirect::elsewhere(site, connection, &request) {
+        return Ok(Reply::Response(response));
+    }
+    let route = site.route(&request)?;
+    journey.note_route(route);
+    if let Some(status) = route.denies(&request) {
+        return Ok(Reply::Response(redirect::respond(status, Default::default(), "")));
+    }
+    let body = limit(body, request.headers.get(header::CONTENT_LENGTH), site.max_body)?;
+    let fields = FileFields::keep(site, &request);
+    let path = route.rewrite(&request.path);
+    let mut request = request.forward(path, route.takes_sockets());
+    site.request_headers.apply(&mut request.headers);
+    let reply = Box::pin(send(connection, site, route, request, body)).await?;
+    accel::follow(site, &fields, reply)
+}
+
+/// To the destination that the route names.
+async fn send(
+    connection: &Connection,
+    site: &Site,
+    route: &Route,
+    request: UpstreamRequest,
+    body: Body,
+) -> Result<Reply, Fault> {
+    let worker = &connection.worker;
+    match &route.action {
+        Action::Http(upstream) => upstream.send(request, body, &worker.pool).await,
+        Action::Redirect { pattern, to, status } => {
+            redirect::answer(pattern.as_ref(), to, *status, &request).map(Reply::Response)
+        }
+        Action::Respond { status, body, content_type } => {
+            Ok(Reply::Response(redirect::respond(*status, body.clone(), content_type)))
+        }
+        Action::Files { files, php, http } => match files.find(&request.path, &request.method)? {
+            Found::File(file) => {
+                let (method, headers) = (&request.method, &request.headers);
+                let asked = Asked { method, headers, precompressed: site.answers.compress, now: SystemTime::now() };
+                answer(file, asked).map(Reply::Response)
+            }
+            Found::Redirect(status) => {
+                Ok(Reply::Response(folder_redirect(status, &request.original, request.query.as_deref())))
+            }
+            Found::Status(status) => Ok(Reply::Response(redirect::respond(status, Default::default(), ""))),
+            Found::Script(script) => match php {
+                Some(php) => php.send(request, body, script, &worker.fastcgi).await.map(Reply::Response),
+                None => Err(Fault::new(Kind::NotFound, "a script, but the route has no php")),
+            },
+            Found::Upstream => match http {
+                Some(upstream) => upstream.send(request, body, &worker.pool).await,
+                None => Err(Fault::new(Kind::NotFound, format!("site {} has no upstream", site.name))),
+            },
+        },
+    }
+}
+
+/// Refuses a body that says it is too long before a byte of it is read, and one that turns out to be.
+fn limit(body: ClientBody, length: Option<&::http::HeaderValue>, max: Option<u64>) -> Result<Body, Fault> {
+    let declared = length.and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    if declared.zip(max).is_some_and(|(declared, max)| declared > max) {
+        return Err(Fault::new(Kind::BodyTooLarge, "the Content-Length is over max_body"));
+    }
+    Ok(Body::stream(Limited::new(body, max)))
+}
+
+/// The page for a fault, and its line in the error log.
+fn fault_page(connection: &Connection, journey: &mut Journey, fault: &Fault) -> Response<Body> {
+    let id = connection.process.next_id();
+    let status = reply::status(fault.kind).as_u16();
+    let (site, client) = (journey.site_name(), journey.client());
+    let path = journey.path();
+    match fault.side() {
+        // What clients do wrong is in the access log; here it would only be a way to fill the disk.
+        Side::Client => tracing::debug!(id, site, %client, path, status, "{fault}"),
+        Side::Edge => tracing::error!(id, site, %client, path, status, "{fault}"),
+        Side::Upstream => tracing::warn!(id, site, %client, path, status, "{fault}"),
+    }
+    let mut response = reply::page(fault, &id);
+    journey.note_fault(id);
+    if matches!(
+        fault.kind,
+        Kind::Malformed | Kind::HeadTimeout | Kind::BodyTimeout | Kind::UnknownCoding | Kind::Version
+    ) {
+        // What follows on a connection whose framing is in doubt is never read.
+        close(response.headers_mut(), connection);
+    }
+    response
+}
+
+fn close(headers: &mut HeaderMap, connection: &Connection) {
+    if connection.is_http1() {
+        headers.insert(header::CONNECTION, ::http::HeaderValue::from_static("close"));
+    }
+}

@@ -1,0 +1,187 @@
+//! A site as requests see it: its rules, and what it does to requests and answers. Made by `edge::snapshot`, never
+//! changed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::base::fault::{Fault, Kind};
+use crate::base::host::Host;
+use crate::base::network::Networks;
+use crate::base::pattern::PathPattern;
+use crate::edge::access::SiteLog;
+use crate::http::path::CanonicalPath;
+use crate::http::request::ClientRequest;
+use crate::route::{Asked, Rule, RuleTable};
+use crate::upstream::files::root::Root;
+use crate::upstream::files::try_files::TryFiles;
+use crate::upstream::http::HttpUpstream;
+use crate::upstream::php::PhpUpstream;
+
+/// One site.
+pub struct Site {
+    /// Its name in the file: the label in logs.
+    pub name: Arc<str>,
+    /// The host that aliases lead to.
+    pub canonical: Option<Host>,
+    /// Hosts that are redirected to the canonical one.
+    pub aliases: HashSet<Host>,
+    /// Whether the plain listeners redirect to https.
+    pub redirects_plain: bool,
+    /// The port of https that redirects lead to.
+    pub https_port: u16,
+    /// Bytes of a request body; `None` is no limit.
+    pub max_body: Option<u64>,
+    /// What back ends get beside the client's own fields.
+    pub request_headers: Edits,
+    /// What is done to every answer.
+    pub answers: AnswerPolicy,
+    /// X-Accel-Redirect: path prefix → folder, longest prefix first.
+    pub accel: Vec<(String, Root)>,
+    /// Where its access log lines go; `None` is off.
+    pub log: Option<Arc<SiteLog>>,
+    /// Where requests go: the first that takes one.
+    pub rules: RuleTable<Route>,
+}
+
+/// One way that a request can take.
+pub struct Route {
+    /// What it is called in `explain`: `websocket /socket.io/*`.
+    pub label: String,
+    /// Who may; `None` is everybody.
+    pub allow: Option<Networks>,
+    /// What the others get.
+    pub deny_status: u16,
+    /// How the path changes.
+    pub rewrite: Option<Rewrite>,
+    /// Set where upgrades are taken: how long a tunnel may be silent.
+    pub socket_idle: Option<Duration>,
+    /// `Cache-Control` of the answers.
+    pub cache_control: Option<HeaderValue>,
+    /// What it does.
+    pub action: Action,
+}
+
+/// How the path changes on its way to the destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrite {
+    /// What is taken off the front, at the end of a segment.
+    pub strip: String,
+    /// What is put there.
+    pub put: String,
+}
+
+/// What a route does.
+#[allow(clippy::large_enum_variant, reason = "one a route, made with the snapshot; a request only borrows it")]
+pub enum Action {
+    /// An HTTP destination.
+    Http(HttpUpstream),
+    /// Files, with what runs behind them.
+    Files {
+        /// The rule that finds files, scripts, or neither.
+        files: TryFiles,
+        /// What runs scripts.
+        php: Option<PhpUpstream>,
+        /// What answers when there is no file.
+        http: Option<HttpUpstream>,
+    },
+    /// Elsewhere.
+    Redirect {
+        /// For `{rest}`.
+        pattern: Option<PathPattern>,
+        /// Where to.
+        to: String,
+        /// 301, 302, 303, 307 or 308.
+        status: u16,
+    },
+    /// A fixed answer.
+    Respond {
+        /// Its status.
+        status: u16,
+        /// Its body.
+        body: Bytes,
+        /// Its media type.
+        content_type: String,
+    },
+}
+
+/// What is done to every answer of a site.
+#[derive(Debug, Clone, Default)]
+pub struct AnswerPolicy {
+    /// Fields that are set, added and removed.
+    pub edits: Edits,
+    /// Fields that are set where the application has not: the security headers.
+    pub defaults: Vec<(HeaderName, HeaderValue)>,
+    /// Strict-Transport-Security, on TLS.
+    pub hsts: Option<HeaderValue>,
+    /// `Cache-Control` for style sheets, scripts, images and fonts.
+    pub assets: Option<HeaderValue>,
+    /// Whether answers are compressed.
+    pub compress: bool,
+}
+
+/// Changes to header fields.
+#[derive(Debug, Clone, Default)]
+pub struct Edits {
+    /// Fields that are removed, before the others are set.
+    pub remove: Vec<HeaderName>,
+    /// Fields that are replaced.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Fields that are added beside those that are there.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Edits {
+    /// Carries the changes out.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name.clone(), value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+}
+
+impl Site {
+    /// Whether `host` is redirected to the canonical one.
+    pub fn is_alias(&self, host: &Host) -> bool {
+        !self.aliases.is_empty() && self.aliases.contains(host)
+    }
+
+    /// The route of a request.
+    pub fn route(&self, request: &ClientRequest) -> Result<&Route, Fault> {
+        let rule = self.rules.find(Asked {
+            path: request.path.decoded(),
+            method: request.method.as_str(),
+            websocket: request.websocket,
+        });
+        rule.map(|rule: &Rule<Route>| &rule.target)
+            .ok_or_else(|| Fault::new(Kind::NotFound, format!("no route of site {} takes this", self.name)))
+    }
+}
+
+impl Route {
+    /// Whether the route is open to the client; if not, the status that it is denied with.
+    pub fn denies(&self, request: &ClientRequest) -> Option<u16> {
+        let allowed = self.allow.as_ref().is_none_or(|allow| allow.contains(request.client.address));
+        (!allowed).then_some(self.deny_status)
+    }
+
+    /// Whether WebSocket handshakes go through.
+    pub fn takes_sockets(&self) -> bool {
+        self.socket_idle.is_some()
+    }
+
+    /// The path that the destination sees; `None` is the request's own.
+    pub fn rewrite(&self, path: &CanonicalPath) -> Option<CanonicalPath> {
+        let Rewrite { strip, put } = self.rewrite.as_ref()?;
+        path.replace_prefix(strip, put)
+    }
+}

@@ -1,0 +1,167 @@
+//! What the file says, as requests see it: built whole from a [`Config`], replaced whole by a reload. The only place
+//! in the data path that knows the configuration.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::HeaderName;
+
+use crate::base::address::ListenAddress;
+use crate::base::host::{Host, HostPattern};
+use crate::base::pattern::PathPattern;
+use crate::config::{self, Certificate, Config, Plain, Site as SiteConfig};
+use crate::edge::access::format::{Format, InvalidTemplate, Template};
+use crate::edge::access::sink::Target;
+use crate::edge::access::{AccessLog, SiteLog};
+use crate::edge::site::Site;
+use crate::http::request::{HeadLimits, Trust};
+use crate::route::HostTable;
+use crate::upstream::http::{BackEndRegister, UpstreamTlsError};
+
+mod destination;
+mod rules;
+
+/// See the module.
+pub struct Snapshot {
+    /// The sites of each listener, by host.
+    listeners: HashMap<ListenAddress, HostTable<Arc<Site>>>,
+    /// Whose word about the client counts.
+    pub trust: Trust,
+    /// The limits of a head.
+    pub limits: HeadLimits,
+    /// How long is waited for whom.
+    pub timeouts: config::Timeouts,
+    /// Where the lines of requests go that no site was found for.
+    pub log: Option<Arc<SiteLog>>,
+    /// What TLS listeners speak.
+    pub tls: Arc<rustls::ServerConfig>,
+}
+
+/// Why a checked configuration cannot be put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The TLS settings towards a back end.
+    #[error("site {site}: {source}")]
+    UpstreamTls {
+        /// The site.
+        site: String,
+        /// What is wrong.
+        source: UpstreamTlsError,
+    },
+    /// An access log cannot be opened.
+    #[error("cannot open the access log {target}: {source}")]
+    Log {
+        /// Where it would be.
+        target: Target,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The template of the access log.
+    #[error("log.format: {0}")]
+    Template(#[from] InvalidTemplate),
+    /// A regular expression is too large.
+    #[error("site {site}: the path_regex of its routes are too large together: {source}")]
+    Regex {
+        /// The site.
+        site: String,
+        /// What is wrong.
+        source: regex::Error,
+    },
+}
+
+/// What a snapshot needs beside the file.
+pub struct Surroundings<'a> {
+    /// The ports that listeners are bound to, where the file says 0.
+    pub ports: &'a HashMap<ListenAddress, u16>,
+    /// Load of back ends.
+    pub back_ends: &'a BackEndRegister,
+    /// What TLS listeners speak.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// What writes the access log; `None` writes none.
+    pub access: Option<&'a AccessLog>,
+}
+
+impl Snapshot {
+    /// Builds what `config` means. Reads the certificates that back ends are verified with.
+    pub fn build(config: &Config, surroundings: Surroundings<'_>) -> Result<Snapshot, BuildError> {
+        let mut listeners: HashMap<ListenAddress, HostTable<Arc<Site>>> = HashMap::new();
+        for site in &config.sites {
+            let built = Arc::new(rules::build(config, site, &surroundings)?);
+            for address in addresses_of(config, site) {
+                let table = listeners.entry(address).or_default();
+                for host in &site.hosts {
+                    table.insert(host, built.clone());
+                }
+                for alias in &site.aliases {
+                    table.insert(&HostPattern::Exact(alias.clone()), built.clone());
+                }
+                if site.default {
+                    table.set_default(built.clone());
+                }
+            }
+        }
+        let server = &config.server;
+        Ok(Snapshot {
+            listeners,
+            trust: Trust {
+                proxies: server.trusted_proxies.clone(),
+                header: header_name(&server.client_ip_header).unwrap_or(HeaderName::from_static("x-forwarded-for")),
+            },
+            limits: HeadLimits {
+                max_uri: config.limits.max_uri,
+                max_headers: config.limits.max_headers,
+                max_header_size: config.limits.max_header_size,
+            },
+            timeouts: config.timeouts,
+            log: site_log(config, surroundings.access, config.log.access.as_ref(), &[])?,
+            tls: surroundings.tls,
+        })
+    }
+
+    /// The site that answers for `host` on `listener`.
+    pub fn site(&self, listener: ListenAddress, host: &Host) -> Option<&Arc<Site>> {
+        self.listeners.get(&listener)?.find(host)
+    }
+}
+
+/// The listeners that a site is on.
+fn addresses_of<'a>(config: &'a Config, site: &'a SiteConfig) -> impl Iterator<Item = ListenAddress> + 'a {
+    let wanted = |address: &&ListenAddress| site.listen.is_empty() || site.listen.contains(address);
+    let plain = config.server.http.iter().filter(|_| site.plain != Plain::Off);
+    let tls = config.server.https.iter().filter(|_| site.certificate != Certificate::Off);
+    plain.chain(tls).filter(wanted).copied()
+}
+
+/// What a site, or what has none, needs to write its lines.
+fn site_log(
+    config: &Config,
+    access: Option<&AccessLog>,
+    output: Option<&config::LogOutput>,
+    skip_paths: &[PathPattern],
+) -> Result<Option<Arc<SiteLog>>, BuildError> {
+    let (Some(access), Some(output)) = (access, output) else { return Ok(None) };
+    let format = match &config.log.format {
+        config::AccessFormat::Combined => Format::Combined,
+        config::AccessFormat::Common => Format::Common,
+        config::AccessFormat::Json => Format::Json,
+        config::AccessFormat::Template(text) => Format::Template(Template::parse(text)?),
+    };
+    let skip_paths = config.log.skip_paths.iter().chain(skip_paths).cloned().collect();
+    let target = log_target(output);
+    let log = access.site(&target, format, skip_paths, config.log.mask_query.clone());
+    Ok(Some(Arc::new(log.map_err(|source| BuildError::Log { target, source })?)))
+}
+
+/// Where the file's word for an output leads.
+pub fn log_target(output: &config::LogOutput) -> Target {
+    match output {
+        config::LogOutput::Stderr => Target::Stderr,
+        config::LogOutput::Stdout => Target::Stdout,
+        config::LogOutput::Syslog => Target::Syslog,
+        config::LogOutput::File(path) => Target::File(path.clone()),
+    }
+}
+
+fn header_name(name: &str) -> Option<HeaderName> {
+    HeaderName::from_bytes(name.as_bytes()).ok()
+}
