@@ -23,12 +23,16 @@
 //! | 6 | args | base |
 //! | 6 | main | base, config, http, route, keys, tunnel, tls, upstream, edge, admin, doctor, demo, run, args |
 
+pub mod admin;
+pub mod args;
 pub mod base;
 pub mod config;
+pub mod doctor;
 pub mod edge;
 pub mod http;
 pub mod keys;
 pub mod route;
+pub mod run;
 pub mod tls;
 pub mod tunnel;
 pub mod upstream;

@@ -1,0 +1,211 @@
+//! The control socket: a unix socket that `doorward reload` speaks to. Whoever may open it may reload; its folder is
+//! 0700 and its file 0600.
+//!
+//! One line in (`reload`), one line of outcome out (`ok` or `failed`), then text for the person who asked.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+/// How long a client of the socket may take to say what it wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a reload may take before the one who asked is told that it is still going on.
+const REPLY: Duration = Duration::from_secs(60);
+
+/// What came of a request: a text for the person who asked.
+pub type Outcome = Result<String, String>;
+
+/// One reload that somebody waits for.
+pub struct ReloadRequest {
+    /// Where the outcome goes.
+    pub reply: oneshot::Sender<Outcome>,
+}
+
+/// Why the control socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Something failed at this path.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The folder is not ours alone.
+    #[error("{} belongs to another user or is open to others", .0.display())]
+    Folder(PathBuf),
+    /// Nobody listens.
+    #[error("no doorward runs with this file (nothing listens on {})", .0.display())]
+    NotRunning(PathBuf),
+    /// The answer is not one.
+    #[error("the running doorward did not answer: {0}")]
+    NoAnswer(io::Error),
+}
+
+/// Where the socket of the process that runs `config` is: in RUNTIME_DIRECTORY (systemd), /run/doorward (root),
+/// XDG_RUNTIME_DIR/doorward, or a folder of this user's under the temporary directory.
+pub fn socket_path(config: &Path, env: &dyn Fn(&str) -> Option<String>, uid: u32) -> PathBuf {
+    let folder = match (env("RUNTIME_DIRECTORY"), uid, env("XDG_RUNTIME_DIR")) {
+        (Some(folder), _, _) => PathBuf::from(folder.split(':').next().unwrap_or_default()),
+        (None, 0, _) => PathBuf::from("/run/doorward"),
+        (None, _, Some(folder)) => Path::new(&folder).join("doorward"),
+        (None, uid, None) => std::env::temp_dir().join(format!("doorward-{uid}")),
+    };
+    let config = std::fs::canonicalize(config).unwrap_or_else(|_| config.to_owned());
+    // FNV-1a: a name that is the same in every build, so that a new binary finds an old process.
+    let hash =
+        config.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    folder.join(format!("{hash:016x}.sock"))
+}
+
+/// A bound control socket; its file is removed when dropped.
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Binds the socket, in a folder that is this user's alone. A file that a dead process left is replaced.
+    pub fn bind(path: PathBuf, uid: u32) -> Result<ControlSocket, ControlError> {
+        let failed = |source| ControlError::Io { path: path.clone(), source };
+        if let Some(folder) = path.parent() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+            let meta = std::fs::symlink_metadata(folder).map_err(failed)?;
+            if !meta.is_dir() || meta.uid() != uid || meta.permissions().mode() & 0o022 != 0 {
+                return Err(ControlError::Folder(folder.to_owned()));
+            }
+        }
+        if StdUnixStream::connect(&path).is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(ControlSocket { listener, path })
+    }
+
+    /// Serves one client after the other; each waits for the single writer anyway.
+    pub async fn serve(&self, reloads: mpsc::Sender<ReloadRequest>) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    if let Err(error) = answer(stream, &reloads).await {
+                        tracing::debug!("control socket: {error}");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("control socket: {error}");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn answer(mut stream: UnixStream, reloads: &mpsc::Sender<ReloadRequest>) -> io::Result<()> {
+    let mut line = String::new();
+    let mut reader = tokio::io::BufReader::new((&mut stream).take(256));
+    tokio::time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
+    let outcome = match line.trim_end() {
+        "reload" => {
+            let (reply, outcome) = oneshot::channel();
+            if reloads.send(ReloadRequest { reply }).await.is_err() {
+                Err("doorward is stopping".to_owned())
+            } else {
+                match tokio::time::timeout(REPLY, outcome).await {
+                    Ok(Ok(outcome)) => outcome,
+                    Ok(Err(_)) => Err("doorward is stopping".to_owned()),
+                    Err(_) => Err(format!("the reload is not done after {} s; see the log", REPLY.as_secs())),
+                }
+            }
+        }
+        other => Err(format!("unknown request {other:?}; this doorward knows `reload`")),
+    };
+    let text = match &outcome {
+        Ok(text) => format!("ok\n{text}\n"),
+        Err(text) => format!("failed\n{text}\n"),
+    };
+    tokio::time::timeout(PATIENCE, stream.write_all(text.as_bytes())).await?
+}
+
+/// Asks the process behind `path` to reload and waits for the outcome.
+pub fn reload(path: &Path) -> Result<Outcome, ControlError> {
+    let mut stream = StdUnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning(path.to_owned()),
+        _ => ControlError::Io { path: path.to_owned(), source: error },
+    })?;
+    let ask = |stream: &mut StdUnixStream| {
+        stream.set_read_timeout(Some(REPLY + PATIENCE))?;
+        stream.write_all(b"reload\n")?;
+        let mut reader = BufReader::new(stream);
+        let (mut verdict, mut text) = (String::new(), String::new());
+        reader.read_line(&mut verdict)?;
+        reader.read_to_string(&mut text)?;
+        let text = text.trim_end().to_owned();
+        match verdict.trim_end() {
+            "ok" => Ok(Ok(text)),
+            "failed" => Ok(Err(text)),
+            _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended the conversation")),
+        }
+    };
+    ask(&mut stream).map_err(ControlError::NoAnswer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_is_the_files_own_and_where_the_user_may_write() {
+        let none = |_: &str| None;
+        let a = socket_path(Path::new("/etc/doorward/a.toml"), &none, 0);
+        let b = socket_path(Path::new("/etc/doorward/b.toml"), &none, 0);
+        assert_ne!(a, b);
+        assert!(a.starts_with("/run/doorward"));
+        let systemd = |name: &str| (name == "RUNTIME_DIRECTORY").then(|| "/run/x:/run/y".to_owned());
+        assert!(socket_path(Path::new("a"), &systemd, 1000).starts_with("/run/x"));
+    }
+
+    #[test]
+    fn a_reload_is_answered_with_its_outcome() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run").join("x.sock");
+        let uid = rustix::process::getuid().as_raw();
+        assert!(matches!(reload(&path), Err(ControlError::NotRunning(_))));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let socket = runtime.block_on(async { ControlSocket::bind(path.clone(), uid) }).unwrap();
+        let (sender, mut receiver) = mpsc::channel::<ReloadRequest>(1);
+        let asker = std::thread::spawn({
+            let path = path.clone();
+            move || (reload(&path).unwrap(), reload(&path).unwrap())
+        });
+        runtime.block_on(async {
+            tokio::select! {
+                () = socket.serve(sender) => {}
+                () = async {
+                    receiver.recv().await.unwrap().reply.send(Ok("2 sites".into())).unwrap();
+                    receiver.recv().await.unwrap().reply.send(Err("proxy.toml:3:1: no".into())).unwrap();
+                    while !asker.is_finished() { tokio::task::yield_now().await; }
+                } => {}
+            }
+        });
+        assert_eq!(asker.join().unwrap(), (Ok("2 sites".into()), Err("proxy.toml:3:1: no".into())));
+        drop(socket);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,3 @@
+//! Layer 6: talking to a running process.
+
+pub mod control;

@@ -1,0 +1,154 @@
+//! Layer 6: the command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+/// An edge server for sites that speak both HTTP and WebSocket.
+///
+/// It terminates TLS, serves files, runs PHP through PHP-FPM, hands HTTP and live sockets to the servers behind it,
+/// and is described by one TOML file.
+#[derive(Debug, Clone, PartialEq, Eq, Parser)]
+#[command(
+    name = "doorward",
+    version,
+    disable_version_flag = true,
+    arg_required_else_help = true,
+    after_help = "Signals of a running server: HUP reloads the file, USR1 opens log files again, QUIT and TERM end it\n\
+                  when its requests are done (a second TERM at once).\n\n\
+                  Try it: doorward demo"
+)]
+pub struct Arguments {
+    /// The configuration file
+    #[arg(short, long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    pub config: PathBuf,
+
+    /// Check the file and exit, as `doorward check` does (the word for it in nginx)
+    #[arg(short = 't')]
+    pub test: bool,
+
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Where the file is when nobody says otherwise.
+pub const DEFAULT_CONFIG: &str = "/etc/doorward/proxy.toml";
+
+impl Arguments {
+    /// The command to carry out; `-t` is `check`.
+    pub fn command(&self) -> Option<Command> {
+        if self.test { Some(Command::Check(Check { offline: false })) } else { self.command.clone() }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve, in the foreground
+    ///
+    /// Reads the file, binds its addresses and serves until QUIT or TERM. It never becomes a daemon: systemd, a
+    /// container or a terminal is its parent.
+    Run,
+    /// Check the file, and the world around it
+    ///
+    /// Tells every problem of the file in one run, each with its line and what to write instead. Then looks at the
+    /// world: certificates fit their keys and are in time, folders and sockets are there and may be opened, ports
+    /// can be bound. Exits with 0 when the server could start with it, and with 1 when not.
+    Check(Check),
+    /// Let the running server read its file again
+    ///
+    /// The file is checked first. A bad one changes nothing: the reason is printed, and the exit code is 1. Open
+    /// WebSockets stay open.
+    Reload,
+    /// Print the configuration in force
+    ///
+    /// In the format of the file: included files joined, defaults filled in, secrets masked.
+    Config,
+    /// Say which site, rule and back end a request would get, and why
+    #[command(
+        after_help = "Example: doorward explain GET 'https://app.example.com/socket.io/?EIO=4' -H 'Upgrade: websocket'"
+    )]
+    Explain(Explain),
+    /// Try the server with nothing installed
+    ///
+    /// Starts it on localhost, with a certificate of its own and two small back ends, a site and a chat over WebSocket,
+    /// and prints the file that it uses.
+    Demo(Demo),
+}
+
+/// Options of `check`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Check {
+    /// Only the file: leave certificates, folders, sockets and ports alone
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Options of `explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Explain {
+    /// The method, such as GET
+    pub method: String,
+    /// The whole URL: scheme, host, path and query
+    pub url: String,
+    /// A header field of the request; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// Options of `demo`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Demo {
+    /// The TLS port on localhost
+    #[arg(long, default_value_t = 8443)]
+    pub port: u16,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("a field is 'Name: value', such as 'Upgrade: websocket'".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Arguments {
+        Arguments::try_parse_from(line.split_whitespace()).unwrap()
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        <Arguments as CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn the_file_may_be_named_on_both_sides_of_the_command() {
+        assert_eq!(parse("doorward run").config, PathBuf::from(DEFAULT_CONFIG));
+        assert_eq!(parse("doorward -c a.toml run").config, PathBuf::from("a.toml"));
+        assert_eq!(parse("doorward check --offline -c a.toml").config, PathBuf::from("a.toml"));
+    }
+
+    #[test]
+    fn the_flag_of_nginx_is_check() {
+        let arguments = parse("doorward -t -c a.toml");
+        assert_eq!(arguments.command(), Some(Command::Check(Check { offline: false })));
+        assert_eq!(arguments.config, PathBuf::from("a.toml"));
+    }
+
+    #[test]
+    fn fields_of_explain_are_split_at_the_colon() {
+        let arguments =
+            Arguments::try_parse_from(["doorward", "explain", "GET", "https://a/x", "-H", "Host: a:8443"]).unwrap();
+        let Some(Command::Explain(explain)) = arguments.command() else { panic!() };
+        assert_eq!(explain.headers, [("Host".to_owned(), "a:8443".to_owned())]);
+        assert!(Arguments::try_parse_from(["doorward", "explain", "GET", "https://a/x", "-H", "x"]).is_err());
+    }
+}

@@ -1,0 +1,8 @@
+//! Layer 6: starting, the one writer of the snapshot, signals, and what an init system wants to hear.
+
+pub mod explain;
+pub mod house;
+pub mod logs;
+pub mod source;
+pub mod start;
+pub mod systemd;
