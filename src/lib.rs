@@ -27,6 +27,7 @@ pub mod admin;
 pub mod args;
 pub mod base;
 pub mod config;
+pub mod demo;
 pub mod doctor;
 pub mod edge;
 pub mod http;

@@ -1,3 +1,169 @@
-//! `doorward`: from the arguments to a command.
+//! `doorward`: from the arguments to a command. Prints what went wrong; the only file that ends the process.
 
-fn main() {}
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use clap::{CommandFactory, Parser};
+use tokio_util::sync::CancellationToken;
+
+use doorward::admin::control;
+use doorward::args::{Arguments, Command};
+use doorward::config::{self, Config};
+use doorward::demo::{self, DemoBackEnds};
+use doorward::doctor::{self, Severity};
+use doorward::run::source::Source;
+use doorward::run::{explain, start};
+
+/// jemalloc gives the memory of a crowd that has left back to the system; glibc's malloc keeps it.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// What jemalloc reads when it starts: unused pages go back after a second, by threads of its own, so that an idle
+/// process gives back too (jemalloc(3), TUNING).
+#[allow(unsafe_code, reason = "jemalloc is configured before main through a symbol of this name, and no other way")]
+// SAFETY: the name is jemalloc's for a `const char *`; the value is a thin pointer to a string that ends in NUL.
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_SETTINGS: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let file = arguments.config.as_path();
+    match arguments.command() {
+        Some(Command::Run) => finish(start::run(Source::File(file.to_owned()), || ())),
+        Some(Command::Check(options)) => check(file, options.offline),
+        Some(Command::Reload) => reload(file),
+        Some(Command::Config) => show(file),
+        Some(Command::Explain(asked)) => {
+            with_config(file, |config| print(explain::explain(config, &asked.method, &asked.url, &asked.headers)))
+        }
+        Some(Command::Demo(options)) => finish(run_demo(options.port)),
+        None => {
+            tell(<Arguments as CommandFactory>::command().render_help());
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn with_config(file: &Path, command: impl FnOnce(&Config) -> ExitCode) -> ExitCode {
+    match config::load(file, &|name| std::env::var(name).ok()) {
+        Ok(config) => command(&config),
+        Err(problems) => fail(problems),
+    }
+}
+
+/// Problems of the file, then of the world around it. Warnings alone do not fail.
+fn check(file: &Path, offline: bool) -> ExitCode {
+    with_config(file, |config| {
+        if let Err(error) = explain::rehearse(config) {
+            return fail(error);
+        }
+        let findings = if offline { Vec::new() } else { doctor::check(config) };
+        for finding in &findings {
+            tell(finding);
+        }
+        if findings.iter().any(|finding| finding.severity == Severity::Error) {
+            return ExitCode::FAILURE;
+        }
+        say(&format!("{}: the configuration is good", file.display()));
+        ExitCode::SUCCESS
+    })
+}
+
+/// Waits for the outcome and fails when the file was not put in force.
+fn reload(file: &Path) -> ExitCode {
+    let uid = rustix::process::getuid().as_raw();
+    let path = control::socket_path(file, &|name| std::env::var(name).ok(), uid);
+    match control::reload(&path) {
+        Ok(Ok(text)) => {
+            say(&text);
+            ExitCode::SUCCESS
+        }
+        Ok(Err(text)) => fail(format!("{text}\nthe old configuration stays in force")),
+        Err(error) => fail(error),
+    }
+}
+
+fn show(file: &Path) -> ExitCode {
+    with_config(file, |config| {
+        say(config::show(config).trim_end());
+        ExitCode::SUCCESS
+    })
+}
+
+/// The real proxy in front of back ends of our own, which live on a thread beside it.
+fn run_demo(https_port: u16) -> Result<(), Box<dyn std::error::Error>> {
+    let stop = CancellationToken::new();
+    let (sender, back_ends) = mpsc::channel();
+    let serving = std::thread::Builder::new().name("demo".to_owned()).spawn({
+        let stop = stop.clone();
+        move || serve_back_ends(stop, sender)
+    })?;
+    let back_ends = back_ends.recv().map_err(|_| io::Error::other("the demo's back ends did not start"))??;
+    let http_port = free_port(8080)?;
+    let text = demo::config_text(&back_ends, https_port, http_port);
+    let source = Source::Text { folder: std::env::current_dir()?, name: "demo.toml".to_owned(), text: text.clone() };
+    start::run(source, || say(&demo::banner(&text, https_port, http_port)))?;
+    stop.cancel();
+    serving.join().map_err(|_| io::Error::other("the demo's back ends panicked"))??;
+    Ok(())
+}
+
+fn serve_back_ends(stop: CancellationToken, sender: mpsc::Sender<io::Result<DemoBackEnds>>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match demo::start(stop.clone()).await {
+            Ok(back_ends) => {
+                let ended = back_ends.ended_when(stop);
+                // The receiver is gone only when the demo is.
+                let _ = sender.send(Ok(back_ends));
+                ended.await;
+            }
+            Err(error) => {
+                let _ = sender.send(Err(error));
+            }
+        }
+    });
+    Ok(())
+}
+
+/// `wanted`, or any other port of loopback that is free.
+fn free_port(wanted: u16) -> io::Result<u16> {
+    let bound =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, wanted)).or_else(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    Ok(bound.local_addr()?.port())
+}
+
+fn finish<E: std::fmt::Display>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error),
+    }
+}
+
+fn print<E: std::fmt::Display>(result: Result<String, E>) -> ExitCode {
+    match result {
+        Ok(text) => {
+            say(text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(error),
+    }
+}
+
+fn fail(error: impl std::fmt::Display) -> ExitCode {
+    tell(error.to_string().trim_end());
+    ExitCode::FAILURE
+}
+
+/// What a command was asked for. A reader that has left (`| head`) is no failure.
+fn say(text: &str) {
+    let _ = writeln!(io::stdout(), "{text}");
+}
+
+/// What went wrong.
+fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
