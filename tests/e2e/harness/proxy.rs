@@ -1,0 +1,129 @@
+//! The proxy under test: the real binary with a file of the test's own.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::curl::Curl;
+use super::process::{Finished, Running, finish};
+use super::raw::Raw;
+use super::world::World;
+
+/// `doorward run`
+pub struct Proxy {
+    /// The process, for signals and its words.
+    pub running: Running,
+    config: PathBuf,
+    ca: PathBuf,
+    scratch: PathBuf,
+    https: Vec<u16>,
+    http: Vec<u16>,
+}
+
+impl Proxy {
+    /// Starts it with `toml` and waits until it is ready.
+    pub fn start(world: &World, toml: &str) -> Proxy {
+        Proxy::start_with(world, toml, |_| ())
+    }
+
+    /// The same, with a say in how it is started.
+    pub fn start_with(world: &World, toml: &str, prepare: impl FnOnce(&mut Command)) -> Proxy {
+        let config = world.write("proxy.toml", toml);
+        let mut command = doorward();
+        command.args(["run", "-c"]).arg(&config).current_dir(world.path(""));
+        prepare(&mut command);
+        Proxy::watch(world, Running::start("doorward", &mut command))
+    }
+
+    /// Takes over a process that runs the proxy on `proxy.toml` of `world`.
+    pub fn watch(world: &World, mut running: Running) -> Proxy {
+        running.wait_line("ready", |line| line.trim_end().ends_with("ready"));
+        let said = [running.stdout(), running.stderr()].concat();
+        Proxy {
+            https: ports(&said, "listening on https "),
+            http: ports(&said, "listening on http "),
+            config: world.path("proxy.toml"),
+            ca: world.ca(),
+            scratch: world.path(""),
+            running,
+        }
+    }
+
+    /// The port of the first TLS listener.
+    pub fn https(&self) -> u16 {
+        *self.https.first().unwrap_or_else(|| panic!("no TLS listener was named\n{}", self.running.said()))
+    }
+
+    /// The port of the first plain listener.
+    pub fn http(&self) -> u16 {
+        *self.http.first().unwrap_or_else(|| panic!("no plain listener was named\n{}", self.running.said()))
+    }
+
+    /// `https://host:port`
+    pub fn url(&self, host: &str) -> String {
+        format!("https://{host}:{}", self.https())
+    }
+
+    /// curl over TLS, verifying against the test's authority.
+    pub fn curl(&self, host: &str) -> Curl {
+        Curl::new(self.url(host), &self.ca, &self.scratch)
+    }
+
+    /// curl without TLS.
+    pub fn plain(&self, host: &str) -> Curl {
+        Curl::new(format!("http://{host}:{}", self.http()), &self.ca, &self.scratch)
+    }
+
+    /// A TLS connection for bytes that no decent client would send.
+    pub fn raw(&self, world: &World, host: &str) -> Raw {
+        Raw::tls(world, self.https(), host)
+    }
+
+    /// Replaces the configuration file, without telling the proxy.
+    pub fn rewrite(&self, toml: &str) {
+        std::fs::write(&self.config, toml).unwrap();
+    }
+
+    /// `doorward reload -c FILE`
+    pub fn reload(&self) -> Finished {
+        finish("doorward reload", doorward().args(["reload", "-c"]).arg(&self.config).current_dir(&self.scratch))
+    }
+
+    /// A number of `/proc/PID/status`, in bytes.
+    pub fn memory(&self, field: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.running.pid().as_raw_nonzero());
+        let text = std::fs::read_to_string(path).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Starts the peak of resident memory (`VmHWM`) anew.
+    pub fn reset_peak(&self) {
+        let path = format!("/proc/{}/clear_refs", self.running.pid().as_raw_nonzero());
+        std::fs::write(&path, "5").unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
+}
+
+/// The binary under test: cargo's, or the one that `DOORWARD_BIN` names, such as a release build for figures.
+pub fn binary() -> OsString {
+    std::env::var_os("DOORWARD_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_doorward").into())
+}
+
+/// A command of the binary under test.
+pub fn doorward() -> Command {
+    let mut command = Command::new(binary());
+    command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
+    command
+}
+
+fn ports(lines: &[String], before: &str) -> Vec<u16> {
+    let mut ports = Vec::new();
+    for line in lines {
+        let Some((_, address)) = line.split_once(before) else { continue };
+        let word = address.split_whitespace().next().unwrap_or("");
+        let port = word.rsplit(':').next().and_then(|port| port.parse().ok());
+        ports.push(port.unwrap_or_else(|| panic!("no port in {line:?}")));
+    }
+    ports.dedup();
+    ports
+}

@@ -1,0 +1,36 @@
+//! Doorward in front of its real neighbours: PHP-FPM, Node, Redis, curl, Chromium. `tests/run` installs them.
+//!
+//! One area: `cargo test --test e2e php::`. The long transfers take 1 GiB with `DOORWARD_FULL=1`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that meets the unexpected has to fail"
+)]
+
+mod harness;
+
+mod ambiguous;
+mod backend;
+mod browser;
+mod bulk;
+mod certificates;
+mod commands;
+mod demo;
+mod echo;
+mod files;
+mod laravel;
+mod limits;
+mod logs;
+mod neighbours;
+mod php;
+mod plain;
+mod reload;
+mod scenarios;
+mod signals;
+mod socketio;
+mod sockets;
+mod stream;
+mod systemd;

@@ -1,0 +1,153 @@
+//! A new file under live traffic.
+
+use std::time::Duration;
+
+use crate::harness::{BackEnd, Proxy, SOON, Socket, World, wait_until};
+
+fn site(name: &str, host: &str, to: &str) -> String {
+    format!(
+        "[site.{name}]\nhosts = [{host:?}]\nupstream = {to:?}\n[site.{name}.websocket]\npreset = \"any\"\nto = {to:?}\n"
+    )
+}
+
+fn start(world: &World) -> (BackEnd, BackEnd, Proxy) {
+    let (one, two) = (BackEnd::start(), BackEnd::start());
+    let proxy = world.proxy(&site("app", "app.test", &one.url()));
+    (one, two, proxy)
+}
+
+fn asked(backend: &BackEnd, path: &str) -> bool {
+    backend.seen().iter().any(|seen| seen.line().contains(path))
+}
+
+#[test]
+fn doorward_reload_puts_the_new_file_in_force() {
+    let world = World::new();
+    let (one, two, proxy) = start(&world);
+    proxy.curl("app.test").get("/first").expect(200);
+    assert!(asked(&one, "/first"));
+    let port = proxy.https();
+    proxy.rewrite(&format!("{}{}", world.head(), site("app", "app.test", &two.url())));
+    let end = proxy.reload();
+    assert_eq!(end.code, 0, "{}", end.said());
+    // In force when the command ends, not some time after.
+    proxy.curl("app.test").get("/second").expect(200);
+    assert!(asked(&two, "/second") && !asked(&one, "/second"));
+    assert_eq!(proxy.https(), port, "the listener stayed");
+}
+
+#[test]
+fn sighup_puts_the_new_file_in_force() {
+    let world = World::new();
+    let (_one, two, proxy) = start(&world);
+    proxy.rewrite(&format!("{}{}", world.head(), site("app", "app.test", &two.url())));
+    proxy.running.signal(rustix::process::Signal::HUP);
+    wait_until("the new file", SOON, || {
+        proxy.curl("app.test").get("/second").expect(200);
+        asked(&two, "/second")
+    });
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_is_told() {
+    let world = World::new();
+    let (one, two, mut proxy) = start(&world);
+    let bad = [
+        ("not TOML", "this is [no TOML".to_owned()),
+        ("an unknown key", format!("{}[site.app]\nhosts = [\"app.test\"]\nupstraem = {:?}\n", world.head(), two.url())),
+        (
+            "a certificate that is not there",
+            format!(
+                "{}[site.app]\nhosts = [\"app.test\"]\ntls = \"/nowhere\"\nupstream = {:?}\n",
+                world.head(),
+                two.url()
+            ),
+        ),
+        ("an empty file", String::new()),
+    ];
+    for (what, toml) in bad {
+        proxy.rewrite(&toml);
+        let end = proxy.reload();
+        assert_eq!(end.code, 1, "{what}: {}", end.said());
+        assert!(end.stderr.len() > 10, "{what}: no reason given");
+        proxy.curl("app.test").get("/still").expect(200);
+    }
+    proxy.rewrite("[nonsense");
+    let before = proxy.running.stderr().len();
+    proxy.running.signal(rustix::process::Signal::HUP);
+    wait_until("a word in the log", SOON, || {
+        proxy.running.stderr()[before..].iter().any(|line| line.contains("proxy.toml"))
+    });
+    proxy.curl("app.test").get("/still").expect(200);
+    assert!(two.seen().is_empty());
+    assert!(asked(&one, "/still"));
+    assert!(proxy.running.alive());
+}
+
+#[test]
+fn live_websockets_outlast_many_reloads() {
+    let world = World::new();
+    let (one, two, proxy) = start(&world);
+    let mut sockets: Vec<_> = (0..20).map(|_| Socket::open(&world, &proxy, "app.test", "/live")).collect();
+    for round in 0..5 {
+        let extra = site("more", &format!("r{round}.app.test"), &two.url());
+        let same = format!("{}{}", world.head(), site("app", "app.test", &one.url()));
+        proxy.rewrite(&format!("{same}{extra}"));
+        let end = proxy.reload();
+        assert_eq!(end.code, 0, "{}", end.said());
+        proxy.curl(&format!("r{round}.app.test")).get("/").expect(200);
+        for socket in &mut sockets {
+            socket.echoes(&format!("round {round}"));
+        }
+    }
+}
+
+#[test]
+fn a_websocket_ends_when_its_site_leaves_the_file_and_others_stay() {
+    let world = World::new();
+    let (one, two) = (BackEnd::start(), BackEnd::start());
+    let stays = site("app", "app.test", &one.url());
+    let proxy = world.proxy(&format!("{stays}{}", site("gone", "gone.app.test", &two.url())));
+    let mut kept = Socket::open(&world, &proxy, "app.test", "/live");
+    let mut lost = Socket::open(&world, &proxy, "gone.app.test", "/live");
+    lost.echoes("hello");
+    proxy.rewrite(&format!("{}{stays}", world.head()));
+    assert_eq!(proxy.reload().code, 0);
+    // "going away", by a close frame; it never just breaks.
+    assert_eq!(lost.closed(), Some(1012));
+    kept.echoes("still here");
+    assert!(proxy.curl("gone.app.test").send("/").is_err(), "the name is served no more");
+}
+
+#[test]
+fn a_request_in_flight_outlasts_a_reload() {
+    let world = World::new();
+    let slow = BackEnd::answering(|_, stream| {
+        use std::io::Write;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab");
+        std::thread::sleep(Duration::from_millis(800));
+        stream.write_all(b"cd").is_ok()
+    });
+    let proxy = world.proxy(&site("app", "app.test", &slow.url()));
+    let mut raw = proxy.raw(&world, "app.test");
+    raw.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n");
+    assert_eq!(raw.head().0, 200);
+    assert_eq!(proxy.reload().code, 0);
+    assert_eq!(raw.exactly(4), b"abcd");
+}
+
+#[test]
+fn a_listener_can_be_added_by_a_reload() {
+    let world = World::new();
+    let (_one, two, proxy) = start(&world);
+    let port = crate::harness::free_port();
+    let head =
+        world.head().replace("https = [\"127.0.0.1:0\"]", &format!("https = [\"127.0.0.1:0\", \"127.0.0.1:{port}\"]"));
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+    proxy.rewrite(&format!("{head}{}", site("app", "app.test", &two.url())));
+    let end = proxy.reload();
+    assert_eq!(end.code, 0, "{}", end.said());
+    let curl = crate::harness::Curl::new(format!("https://app.test:{port}"), &world.ca(), &world.path(""));
+    curl.get("/new").expect(200);
+    proxy.curl("app.test").get("/old").expect(200);
+}

@@ -1,0 +1,37 @@
+'use strict';
+
+// pusher-js against a Pusher-protocol server.  --host NAME --port N; --tls true|false; --channel NAME
+// Says {"ready":true,…} once subscribed, then waits for one event `news` and prints it.
+
+const Pusher = require('pusher-js');
+const { options, print, run, within } = require('./common');
+
+const given = options();
+const tls = given.tls !== 'false';
+
+run(async () => {
+  const pusher = new Pusher('app-key', {
+    cluster: '',
+    wsHost: given.host,
+    wsPort: Number(given.port),
+    wssPort: Number(given.port),
+    forceTLS: tls,
+    disableStats: true,
+    enabledTransports: ['ws', 'wss'],
+  });
+  const errors = [];
+  pusher.connection.bind('error', (error) => errors.push(error));
+  const channel = pusher.subscribe(given.channel || 'news');
+  const news = new Promise((resolve) => channel.bind('news', resolve));
+  await within(
+    10000,
+    'subscribe',
+    new Promise((resolve) => channel.bind('pusher:subscription_succeeded', resolve)),
+  ).catch((error) => {
+    throw new Error(`${error.message} ${JSON.stringify(errors)}`);
+  });
+  print({ ready: true, socket: pusher.connection.socket_id });
+  const data = await within(20000, 'news', news);
+  pusher.disconnect();
+  return { data };
+});
