@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +49,10 @@ pub fn bind(address: ListenAddress) -> io::Result<std::net::TcpListener> {
 pub fn probe(address: ListenAddress) -> io::Result<()> {
     let ip = address.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, 0)), Type::STREAM, Some(Protocol::TCP))?;
+    if ip.is_ipv6() {
+        // Our own "0.0.0.0:80" is no stranger to "[::]:80".
+        socket.set_only_v6(true)?;
+    }
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(ip, address.port).into())?;
     if address.port != 0 { socket.listen(1) } else { Ok(()) }
@@ -57,7 +61,8 @@ pub fn probe(address: ListenAddress) -> io::Result<()> {
 /// Another socket on the same port, for another worker.
 pub fn bind_again(first: &std::net::TcpListener) -> io::Result<std::net::TcpListener> {
     let address = first.local_addr()?;
-    bind_to(address, address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+    let both_families = address.is_ipv6() && !SockRef::from(first).only_v6()?;
+    bind_to(address, both_families)
 }
 
 fn bind_to(address: SocketAddr, both_families: bool) -> io::Result<std::net::TcpListener> {
@@ -150,5 +155,16 @@ mod tests {
         assert!(probe(ListenAddress { port, ..any }).is_err());
         drop((first, second));
         assert!(probe(ListenAddress { port, ..any }).is_ok());
+    }
+
+    #[test]
+    fn both_families_may_be_named_beside_each_other_on_one_port() {
+        let v4 = bind(ListenAddress { ip: Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port: 0 }).unwrap();
+        let v6 = ListenAddress { ip: Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), port: v4.local_addr().unwrap().port() };
+        probe(v6).unwrap();
+        let first = bind(v6).unwrap();
+        let second = bind_again(&first).unwrap();
+        assert!(SockRef::from(&second).only_v6().unwrap());
+        assert!(probe(v6).is_err());
     }
 }

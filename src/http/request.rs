@@ -152,7 +152,11 @@ impl ClientRequest {
             trusted,
             arrival,
         };
-        let headers = hop::clean(headers, trusted, websocket);
+        let mut headers = hop::clean(headers, trusted, websocket);
+        if !trusted {
+            // The operator's own field for the client's address is a claim as well.
+            headers.remove(&trust.header);
+        }
         let query = uri.query().map(str::to_owned);
         Ok(ClientRequest { method, version, authority, path, query, headers, websocket, client })
     }
@@ -354,6 +358,16 @@ mod tests {
         let plain = read("/", &fields).unwrap().forward(None, false);
         assert!(!plain.websocket);
         assert!(plain.headers.keys().all(|n| !n.as_str().starts_with("sec-websocket") && n != "upgrade"));
+    }
+
+    #[test]
+    fn an_untrusted_peers_copy_of_the_configured_field_is_dropped() {
+        let head =
+            http::Request::builder().uri("/").header("host", "a").header("fly-client-ip", "6.6.6.6").body(()).unwrap();
+        let trust = Trust { header: HeaderName::from_static("fly-client-ip"), ..trust(&["10.0.0.0/8"]) };
+        let request = ClientRequest::read(head.into_parts().0, arrival(), &trust, LIMITS).unwrap();
+        assert!(!request.headers.contains_key("fly-client-ip"));
+        assert_eq!(request.client.address.to_string(), "192.0.2.7");
     }
 
     #[test]
