@@ -37,8 +37,10 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
         Ok(Reply::Switched(switched)) => return Ok(socket::join(connection, journey, *switched, upgrade)),
         Err(fault) => fault_page(&connection, &mut journey, &fault),
     };
-    // A client that waits for 100 (Continue) has not sent its body, and asking for it now would be an answer.
-    if waits || !unread.drain().await {
+    // A client that waits for 100 (Continue) has not sent its body, and asking for it now would be an answer. Of a
+    // body that the guard refused nothing more comes.
+    let hopeless = waits || connection.facts.body_refusal().is_some();
+    if hopeless || !unread.drain().await {
         journey.keep_body(unread);
     }
     Ok(finish(&connection, journey, answer))

@@ -19,7 +19,7 @@ use crate::upstream::Switched;
 const HANDOVER: Duration = Duration::from_secs(10);
 
 /// Answers 101 and joins client and back end once it is written. The tunnel is a task of its own that holds two
-/// streams, a policy and a register entry: nothing of the snapshot or the request.
+/// streams, a policy, a register entry and what its closing log line needs: no route, no site, no snapshot.
 pub fn join(
     connection: Rc<Connection>,
     mut journey: Journey,
