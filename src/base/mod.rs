@@ -1,6 +1,8 @@
 //! Layer 0: the words everybody shares. Pure, no I/O, imports nothing of ours.
 
 pub mod address;
+pub mod certified_name;
+pub mod clock;
 pub mod fault;
 pub mod host;
 pub mod network;

@@ -19,8 +19,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::reload;
 
+use crate::base::clock;
 use crate::config::model::Level;
-use crate::edge::access::clock;
 use crate::edge::access::format::LONGEST_LINE;
 use crate::edge::access::sink::{Output, Severity, Target};
 

@@ -13,7 +13,6 @@ use self::queue::Queue;
 use self::sink::{Output, Target};
 use crate::base::pattern::PathPattern;
 
-pub mod clock;
 pub mod escape;
 pub mod format;
 mod queue;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::clock;
+use crate::base::clock;
 
 /// The local system log's socket.
 const SYSLOG_SOCKET: &str = "/dev/log";

@@ -6,7 +6,7 @@ use std::time::Duration;
 #[cfg(doc)]
 use super::LONGEST_LINE;
 use super::push;
-use crate::edge::access::clock;
+use crate::base::clock;
 use crate::edge::access::escape::{mask_query, push_escaped};
 use crate::edge::access::{Record, Upgrade};
 

@@ -22,6 +22,18 @@ pub fn rfc3339_millis(time: SystemTime) -> String {
     t.rfc3339(&format!(".{:03}", t.millisecond))
 }
 
+/// `2026-11-21`.
+pub fn date(time: SystemTime) -> String {
+    let t = Civil::of(time);
+    format!("{:04}-{:02}-{:02}", t.year, t.month, t.day)
+}
+
+/// `2026-11-21 02:30 UTC`.
+pub fn minute(time: SystemTime) -> String {
+    let t = Civil::of(time);
+    format!("{} {:02}:{:02} UTC", date(time), t.hour, t.minute)
+}
+
 /// `Nov 21 02:30:21`: the time stamp of a syslog line (RFC 3164 section 4.1.2), in UTC.
 pub fn rfc3164(time: SystemTime) -> String {
     let t = Civil::of(time);
@@ -44,7 +56,7 @@ impl Civil {
         // A clock before 1970 is a broken clock; the log shows that as 1970.
         let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let seconds = since.as_secs();
-        let (year, month, day) = date(seconds / 86_400);
+        let (year, month, day) = gregorian(seconds / 86_400);
         let of_day = seconds % 86_400;
         Civil {
             year,
@@ -69,7 +81,7 @@ impl Civil {
 
 /// Year, month and day of a count of days since 1970-01-01, in the Gregorian calendar. Years begin in March here, so
 /// that the leap day is the last of a year; 719 468 days lie between 0000-03-01 and 1970-01-01.
-fn date(days: u64) -> (u64, u64, u64) {
+fn gregorian(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -94,6 +106,8 @@ mod tests {
         assert_eq!(time_local(time), "21/Nov/2026:02:30:21 +0000");
         assert_eq!(rfc3339(time), "2026-11-21T02:30:21Z");
         assert_eq!(rfc3339_millis(time), "2026-11-21T02:30:21.250Z");
+        assert_eq!(date(time), "2026-11-21");
+        assert_eq!(minute(time), "2026-11-21 02:30 UTC");
         assert_eq!(rfc3164(time), "Nov 21 02:30:21");
         assert_eq!(rfc3164(at(0)), "Jan  1 00:00:00");
         assert_eq!(rfc3339(UNIX_EPOCH - Duration::from_secs(5)), "1970-01-01T00:00:00Z");
