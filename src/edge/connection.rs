@@ -27,7 +27,7 @@ use crate::edge::stall;
 use crate::edge::worker::Worker;
 use crate::http::guard::Guard;
 use crate::http::request::{Arrival, ClientRequest, Scheme};
-use crate::tls::accept::{self, Alpn};
+use crate::tls::accept::{self, Alpn, Handshake};
 
 /// A client's socket as the listener hands it over.
 pub struct Accepted {
@@ -98,9 +98,16 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let (stream, sni, alpn) = match scheme {
         Scheme::Http => (ClientStream::Plain(stream), None, Alpn::H1),
         Scheme::Https => {
-            let handshake = accept::accept(stream, snapshot.tls.clone(), snapshot.timeouts.header);
+            let (tls, deadline) = (snapshot.tls.clone(), snapshot.timeouts.header);
+            let handshake = accept::accept(stream, tls, &process.challenges, deadline);
             match Box::pin(handshake).await {
-                Ok(secured) => (ClientStream::Tls(Box::new(secured.stream)), secured.sni, secured.alpn),
+                Ok(Handshake::Client(secured)) => {
+                    (ClientStream::Tls(Box::new(secured.stream)), secured.sni, secured.alpn)
+                }
+                Ok(Handshake::Challenge) => {
+                    tracing::info!(%peer, "a certificate authority has fetched the answer to a TLS-ALPN-01 challenge");
+                    return;
+                }
                 Err(error) => {
                     tracing::debug!(%peer, "TLS handshake: {error}");
                     return;

@@ -2,7 +2,8 @@
 
 pub mod accel;
 pub mod access;
-pub mod client_body;
+pub mod challenge;
+mod client_body;
 pub mod client_io;
 pub mod compress;
 pub mod connection;

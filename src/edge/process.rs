@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use crate::edge::access::AccessLog;
 use crate::edge::snapshot::Snapshot;
+use crate::tls::challenges::Challenges;
 use crate::tls::store::CertStore;
 use crate::tls::tickets::Tickets;
 use crate::tunnel::register::Tunnels;
@@ -18,6 +19,8 @@ pub struct Process {
     pub snapshot: ArcSwap<Snapshot>,
     /// The certificates in use.
     pub certificates: Arc<CertStore>,
+    /// The open questions of certificate authorities.
+    pub challenges: Arc<Challenges>,
     /// The keys of session tickets.
     pub tickets: Arc<Tickets>,
     /// The live tunnels.
@@ -36,6 +39,7 @@ impl Process {
     pub fn new(
         snapshot: Snapshot,
         certificates: Arc<CertStore>,
+        challenges: Arc<Challenges>,
         tickets: Arc<Tickets>,
         back_ends: Arc<BackEndRegister>,
         access: AccessLog,
@@ -44,6 +48,7 @@ impl Process {
         Process {
             snapshot: ArcSwap::from_pointee(snapshot),
             certificates,
+            challenges,
             tickets,
             tunnels: Tunnels::default(),
             back_ends,

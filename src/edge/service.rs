@@ -16,7 +16,7 @@ use crate::edge::connection::Connection;
 use crate::edge::finish::{Journey, finish};
 use crate::edge::site::{Action, Route, Site};
 use crate::edge::snapshot::Snapshot;
-use crate::edge::{redirect, socket};
+use crate::edge::{challenge, redirect, socket};
 use crate::http::body::{Body, Limited};
 use crate::http::reply;
 use crate::http::request::{ClientRequest, UpstreamRequest};
@@ -59,6 +59,9 @@ async fn travel(
     }
     let request = ClientRequest::read(head, connection.arrival, &snapshot.trust, snapshot.limits)?;
     journey.note_request(&request);
+    if let Some(response) = challenge::answer(&connection.process.challenges, snapshot.webroot.as_ref(), &request) {
+        return response.map(Reply::Response);
+    }
     connection.check_certificate(&request)?;
     let site = snapshot
         .site(connection.listener, &request.authority.host)

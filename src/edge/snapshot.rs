@@ -16,6 +16,7 @@ use crate::edge::access::{AccessLog, SiteLog};
 use crate::edge::site::Site;
 use crate::http::request::{HeadLimits, Trust};
 use crate::route::HostTable;
+use crate::upstream::files::root::Root;
 use crate::upstream::http::{BackEndRegister, UpstreamTlsError};
 
 mod destination;
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub log: Option<Arc<SiteLog>>,
     /// What TLS listeners speak.
     pub tls: Arc<rustls::ServerConfig>,
+    /// Where another ACME client leaves its challenges.
+    pub webroot: Option<Root>,
 }
 
 /// Why a checked configuration cannot be put in force.
@@ -115,6 +118,7 @@ impl Snapshot {
             timeouts: config.timeouts,
             log: site_log(config, surroundings.access, config.log.access.as_ref(), &[])?,
             tls: surroundings.tls,
+            webroot: config.acme.webroot.clone().map(Root::new),
         })
     }
 

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::StartHandshake;
 
+use super::challenges::{ALPN_ACME, Challenges};
 use super::policy::{ALPN_H1, ALPN_H2};
 
 /// The one type of a TLS connection. Everybody names it through this alias.
@@ -33,6 +34,16 @@ pub struct Accepted {
     pub sni: Option<String>,
     /// The protocol to speak.
     pub alpn: Alpn,
+}
+
+/// What came of a handshake.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one for each connection, and taken apart at once")]
+pub enum Handshake {
+    /// A client's connection, to be served.
+    Client(Accepted),
+    /// A certificate authority has seen the answer to its TLS-ALPN-01 challenge; the connection is closed.
+    Challenge,
 }
 
 /// Why a handshake came to nothing. Whatever there was to say to the client has been said.
@@ -71,12 +82,21 @@ const SEND_BUFFER: usize = 64 * 1024;
 ///
 /// # Errors
 /// See [`AcceptError`]; the connection is closed.
-pub async fn accept(tcp: TcpStream, config: Arc<ServerConfig>, deadline: Duration) -> Result<Accepted, AcceptError> {
+pub async fn accept(
+    tcp: TcpStream,
+    config: Arc<ServerConfig>,
+    challenges: &Challenges,
+    deadline: Duration,
+) -> Result<Handshake, AcceptError> {
     // Boxed: the state of a handshake is large, and the caller's task lives much longer.
-    timeout(deadline, Box::pin(handshake(tcp, config))).await.unwrap_or(Err(AcceptError::Timeout))
+    timeout(deadline, Box::pin(handshake(tcp, config, challenges))).await.unwrap_or(Err(AcceptError::Timeout))
 }
 
-async fn handshake(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted, AcceptError> {
+async fn handshake(
+    tcp: TcpStream,
+    config: Arc<ServerConfig>,
+    challenges: &Challenges,
+) -> Result<Handshake, AcceptError> {
     let hello = match read_hello(&tcp).await {
         Ok(hello) => hello,
         Err(NoHello { error, answer }) => {
@@ -84,6 +104,9 @@ async fn handshake(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted
             return Err(error);
         }
     };
+    if let Some(challenge) = challenge(&hello, challenges) {
+        return answer_challenge(StartHandshake::from_parts(hello, tcp), challenge).await;
+    }
     if let Err(Refusal { alert, error }) = judge(&hello, &config) {
         refuse(tcp, &fatal(alert)).await;
         return Err(error);
@@ -94,7 +117,28 @@ async fn handshake(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Accepted
     let (_, connection) = stream.get_ref();
     let sni = connection.server_name().map(str::to_owned);
     let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
-    Ok(Accepted { stream, sni, alpn })
+    Ok(Handshake::Client(Accepted { stream, sni, alpn }))
+}
+
+/// What a validating authority is served with, if this is one and a challenge for the name is open.
+fn challenge(hello: &rustls::server::Accepted, challenges: &Challenges) -> Option<Arc<ServerConfig>> {
+    let hello = hello.client_hello();
+    let mut offered = hello.alpn()?;
+    // RFC 8737, section 3: "The ACME server MUST provide an ALPN extension with the single protocol name "acme-tls/1""
+    if offered.next() != Some(ALPN_ACME) || offered.next().is_some() {
+        return None;
+    }
+    challenges.tls_alpn(hello.server_name()?)
+}
+
+/// RFC 8737, section 3: once the handshake is complete, nothing is exchanged and the connection is closed.
+async fn answer_challenge(
+    start: StartHandshake<TcpStream>,
+    config: Arc<ServerConfig>,
+) -> Result<Handshake, AcceptError> {
+    let mut stream = start.into_stream(config).await.map_err(classify)?;
+    let _ = stream.shutdown().await;
+    Ok(Handshake::Challenge)
 }
 
 /// A connection that never came to a ClientHello, and what to say to it.
@@ -253,6 +297,7 @@ mod tests {
 
     use super::*;
     use crate::keys::LocalKeys;
+    use crate::tls::challenges::Challenge;
     use crate::tls::policy::{MinVersion, Policy, server_config};
     use crate::tls::store::{CertStore, SiteCertificate};
     use crate::tls::testing::{Issued, days_from_now, site};
@@ -371,6 +416,18 @@ mod tests {
         (client.unwrap(), server.unwrap().0)
     }
 
+    /// [`accept`] while no challenge is open.
+    async fn accept_client(
+        theirs: TcpStream,
+        config: Arc<ServerConfig>,
+        deadline: Duration,
+    ) -> Result<Accepted, AcceptError> {
+        match accept(theirs, config, &Challenges::default(), deadline).await? {
+            Handshake::Client(accepted) => Ok(accepted),
+            Handshake::Challenge => panic!("no challenge is open"),
+        }
+    }
+
     async fn shake(
         server: Arc<ServerConfig>,
         client: Arc<ClientConfig>,
@@ -386,7 +443,7 @@ mod tests {
             Ok(stream)
         };
         let serve = async {
-            let mut accepted = accept(theirs, server, LONG).await?;
+            let mut accepted = accept_client(theirs, server, LONG).await?;
             accepted.stream.write_all(b"!").await.map_err(AcceptError::ClientLeft)?;
             accepted.stream.flush().await.map_err(AcceptError::ClientLeft)?;
             Ok(accepted)
@@ -559,6 +616,41 @@ mod tests {
         assert!(matches!(accepted, Err(AcceptError::Tls(_))));
     }
 
+    #[tokio::test]
+    async fn an_authority_sees_its_challenge_and_a_client_never_does() {
+        let world = World::new(false);
+        let challenges = Arc::new(Challenges::default());
+        let proof = Issued::for_names(&["new.example"]);
+        let certified = proof.certified();
+        let challenge = Challenge::TlsAlpn { name: "new.example".to_owned(), certified };
+        let answering = challenges.answer(challenge).unwrap();
+        let shake = async |name: &'static str, alpn: &[&str]| {
+            let (ours, theirs) = sockets().await;
+            let connector = TlsConnector::from(client(alpn));
+            let name = ServerName::try_from(name).unwrap();
+            let config = world.config(&policy());
+            tokio::join!(accept(theirs, config, &challenges, LONG), connector.connect(name, ours))
+        };
+        let (accepted, connected) = shake("new.example", &["acme-tls/1"]).await;
+        assert!(matches!(accepted, Ok(Handshake::Challenge)), "{accepted:?}");
+        let connected = connected.unwrap();
+        assert_eq!(leaf(&connected), &proof.der);
+        assert_eq!(connected.get_ref().1.alpn_protocol(), Some(ALPN_ACME));
+        // A name of the store has its certificate as before; the protocol beside others is not an authority's.
+        for (name, alpn) in [("app.example.com", &["h2"][..]), ("app.example.com", &["acme-tls/1", "h2"])] {
+            let (accepted, connected) = shake(name, alpn).await;
+            assert!(matches!(accepted, Ok(Handshake::Client(_))), "{accepted:?}");
+            assert_eq!(leaf(&connected.unwrap()), &world.exact.der);
+        }
+        for (name, alpn) in [("new.example", &["h2"][..]), ("app.example.com", &["acme-tls/1"])] {
+            let (accepted, connected) = shake(name, alpn).await;
+            assert!(accepted.is_err() && connected.is_err(), "{name} {alpn:?}");
+        }
+        drop(answering);
+        let (accepted, connected) = shake("new.example", &["acme-tls/1"]).await;
+        assert!(accepted.is_err() && connected.is_err());
+    }
+
     /// What a client that says `bytes`, and then waits, is told.
     async fn answer_to(bytes: &[u8]) -> (AcceptError, Vec<u8>) {
         let world = World::new(true);
@@ -570,7 +662,7 @@ mod tests {
             drop(ours);
             told
         };
-        let (outcome, told) = tokio::join!(accept(theirs, world.config(&policy()), LONG), told);
+        let (outcome, told) = tokio::join!(accept_client(theirs, world.config(&policy()), LONG), told);
         (outcome.expect_err("a handshake came of it"), told)
     }
 
@@ -622,7 +714,8 @@ mod tests {
         };
         let name = ServerName::try_from("app.example.com").unwrap();
         let connector = TlsConnector::from(client(&["h2"]));
-        let shake = async { tokio::join!(accept(theirs, world.config(&policy()), LONG), connector.connect(name, far)) };
+        let shake =
+            async { tokio::join!(accept_client(theirs, world.config(&policy()), LONG), connector.connect(name, far)) };
         tokio::select! {
             (accepted, connected) = shake => {
                 assert_eq!(accepted.unwrap().alpn, Alpn::H2);
@@ -639,7 +732,7 @@ mod tests {
             let (mut ours, theirs) = sockets().await;
             ours.write_all(said).await.unwrap();
             let deadline = Duration::from_millis(50);
-            let outcome = timeout(LONG, accept(theirs, world.config(&policy()), deadline)).await.unwrap();
+            let outcome = timeout(LONG, accept_client(theirs, world.config(&policy()), deadline)).await.unwrap();
             assert!(matches!(outcome, Err(AcceptError::Timeout)));
             assert_eq!(ours.read(&mut [0]).await.unwrap_or(0), 0, "the connection was left open");
         }
@@ -652,7 +745,7 @@ mod tests {
             let (mut ours, theirs) = sockets().await;
             ours.write_all(said).await.unwrap();
             drop(ours);
-            let outcome = accept(theirs, world.config(&policy()), LONG).await;
+            let outcome = accept_client(theirs, world.config(&policy()), LONG).await;
             assert!(matches!(outcome, Err(AcceptError::ClientLeft(_))));
         }
     }

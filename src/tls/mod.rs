@@ -2,12 +2,14 @@
 //! [`policy::server_config`] says what is spoken, [`accept::accept`] makes a connection of a socket.
 
 pub mod accept;
+pub mod challenges;
 pub mod local_ca;
 mod names;
 pub mod pair;
 pub mod policy;
 pub mod resolver;
 mod slot;
+mod spare;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -139,7 +139,7 @@ pub fn server_config(
 
 /// AES-128 first: as safe as AES-256 for all that is known, and its SHA-256 is cheaper than SHA-384. With one ticket
 /// instead of two it takes a full handshake from 133 µs of CPU time to 93.
-fn provider() -> CryptoProvider {
+pub(super) fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| match suite.suite() {
         CipherSuite::TLS13_AES_128_GCM_SHA256
