@@ -1,13 +1,14 @@
 //! One certificate of the store: its files, the pair that is served, and what is wrong with the files.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::pair::{CertificateFiles, Pair, PairError, with_causes};
-use super::store::{CertificateProblem, CertificateStatus, Serving};
+use super::store::{CertificateProblem, CertificateStatus, Serving, SiteCertificate};
 use crate::base::host::HostPattern;
 use crate::keys::Keys;
 
@@ -16,10 +17,16 @@ use crate::keys::Keys;
 pub(super) struct Slot {
     pub(super) files: CertificateFiles,
     pub(super) sites: Vec<String>,
-    /// The exact hosts of the sites.
-    hosts: Vec<String>,
+    /// The hosts of the sites.
+    hosts: Vec<HostPattern>,
+    /// Whether the files may be yet to come.
+    awaited: bool,
     /// The last good pair.
     pub(super) pair: Option<Arc<Pair>>,
+    /// Whether the pair is another certificate's, until there is one in the files.
+    lent: bool,
+    /// Whether the pair was neither out of its time nor in disorder when the files were last read.
+    good: bool,
     failure: Option<Failure>,
     /// The state of the files when they were last read.
     stamps: Option<(Stamp, Stamp)>,
@@ -34,21 +41,52 @@ struct Failure {
 
 impl Slot {
     pub(super) fn empty(files: CertificateFiles) -> Slot {
-        Slot { files, sites: Vec::new(), hosts: Vec::new(), pair: None, failure: None, stamps: None }
+        Slot {
+            files,
+            sites: Vec::new(),
+            hosts: Vec::new(),
+            awaited: false,
+            pair: None,
+            lent: false,
+            good: false,
+            failure: None,
+            stamps: None,
+        }
     }
 
     /// One more site uses this certificate.
-    pub(super) fn claim(&mut self, site: String, names: &[HostPattern]) {
-        self.sites.push(site);
-        self.hosts.extend(names.iter().filter_map(|pattern| match pattern {
-            HostPattern::Exact(host) | HostPattern::AtOrBelow(host) => Some(host.as_str().to_owned()),
-            HostPattern::Below(_) | HostPattern::StartsWith(_) => None,
-        }));
+    pub(super) fn claim(&mut self, site: SiteCertificate) {
+        self.sites.push(site.site);
+        self.awaited = site.awaited;
+        self.hosts.extend(site.names);
+    }
+
+    /// Whether the pair of `old` will do while there is none: it is of the same site, and for one of the hosts. One that
+    /// is awaited has [`Slot::stand_in`].
+    pub(super) fn may_inherit(&self, old: &Slot) -> bool {
+        if self.awaited {
+            return false;
+        }
+        let right = |pair: &Arc<Pair>| names_one_of(self.hosts.iter(), pair).is_ok();
+        old.sites.iter().any(|site| self.sites.contains(site)) && old.pair.as_ref().is_some_and(right)
     }
 
     /// Takes over the pair of the table before.
     pub(super) fn inherit(&mut self, previous: Option<&Slot>) {
+        // What was lent may suit another by now.
+        let previous = previous.filter(|previous| !(self.awaited && previous.lent));
         self.pair = previous.and_then(|previous| previous.pair.clone());
+    }
+
+    /// The hosts for which another certificate would be better, until the awaited one is there.
+    pub(super) fn lacking(&self) -> impl Iterator<Item = &HostPattern> {
+        let own = self.pair.as_ref().filter(|_| self.good);
+        self.hosts.iter().filter(move |host| self.awaited && !own.is_some_and(|pair| pair.covers_all_of(host)))
+    }
+
+    /// Whether `name` is to have another certificate if there is one.
+    pub(super) fn wants_another_for(&self, name: &str) -> bool {
+        self.awaited && !(self.good && self.pair.as_ref().is_some_and(|pair| pair.covers(name)))
     }
 
     /// Reads the files again if they changed, or if all was not well with them.
@@ -70,18 +108,44 @@ impl Slot {
         self.stamps = Stamp::of_both(&self.files, now);
         let read = Pair::load(keys, &self.files);
         let (pair, failure) = self.judge(read, now);
+        self.good = pair.as_ref().is_some_and(|pair| pair.is_good(now));
+        self.lent &= matches!(failure, Some((_, Serving::Previous)));
         self.pair = pair;
         self.failure = failure.map(|(error, serving)| Failure { error: Arc::new(error), serving });
     }
 
+    /// An awaited one takes the best of `pairs` while it has no good one of its own.
+    pub(super) fn stand_in(&mut self, pairs: &[Arc<Pair>], keys: &dyn Keys, now: SystemTime) {
+        if !self.awaited || self.good {
+            return;
+        }
+        let named = |pair: &Pair| self.hosts.iter().filter(|host| pair.is_for(host)).count();
+        let fit = pairs.iter().filter(|pair| self.is_fit(pair, now).is_ok());
+        if let Some(best) = fit.max_by_key(|pair| (named(pair), pair.not_after)) {
+            self.pair = Some(Arc::clone(best));
+            self.lent = true;
+            self.read(keys, now);
+        }
+    }
+
     pub(super) fn problem(&self) -> Option<CertificateProblem> {
-        let failure = self.failure.as_ref()?;
+        let failure = self.trouble()?;
         Some(CertificateProblem {
             sites: self.sites.clone(),
             files: self.files.clone(),
             error: Arc::clone(&failure.error),
             serving: failure.serving,
+            awaited: self.awaited,
         })
+    }
+
+    pub(super) fn is_troubled(&self) -> bool {
+        self.trouble().is_some()
+    }
+
+    /// What is wrong. Files that are yet to come are not.
+    fn trouble(&self) -> Option<&Failure> {
+        self.failure.as_ref().filter(|failure| !(self.awaited && is_absence(&failure.error)))
     }
 
     pub(super) fn status(&self) -> CertificateStatus {
@@ -89,6 +153,7 @@ impl Slot {
             sites: self.sites.clone(),
             files: self.files.clone(),
             names: self.pair.as_ref().map(|pair| pair.names.clone()).unwrap_or_default(),
+            issuer: self.pair.as_ref().map(|pair| pair.issuer.clone()),
             valid: self.pair.as_ref().map(|pair| (pair.not_before, pair.not_after)),
             problem: self.problem(),
         }
@@ -118,17 +183,24 @@ impl Slot {
                         tracing::error!(%sites, %cert, %reason, "the certificate on disk is not taken: the previous one stays in service");
                     }
                     Serving::Itself => {
-                        tracing::error!(%sites, %cert, %reason, "the certificate in service is not valid, and there is no better one");
+                        tracing::error!(%sites, %cert, %reason, "the certificate in service is not as it should be, and there is no better one");
                     }
                 }
             }
-            (None, Some(_)) => tracing::info!(%sites, %cert, "the certificate files are in order again"),
-            _ => {}
+            _ => self.log_recovery_since(before),
         }
         swapped
     }
 
-    /// Never replaces a valid pair by one that is broken, expired, not yet valid or for other names.
+    /// Tells the log that all is well again, where it was not.
+    pub(super) fn log_recovery_since(&self, before: &Slot) {
+        if before.is_troubled() && !self.is_troubled() {
+            let (sites, cert) = (self.sites.join(", "), self.files.cert.display());
+            tracing::info!(%sites, %cert, "the certificate files are in order again");
+        }
+    }
+
+    /// Never replaces a good pair by one that is broken, expired, not yet valid, in disorder or for other names.
     fn judge(
         &self,
         read: Result<Pair, PairError>,
@@ -139,33 +211,56 @@ impl Slot {
             (Err(error), Some(old)) => return (Some(Arc::clone(old)), Some((error, Serving::Previous))),
             (Err(error), None) => return (None, Some((error, Serving::Nothing))),
         };
-        let validity = new.validity(now);
+        let fit = self.is_fit(&new, now);
+        let itself = |error| (error, Serving::Itself);
         let Some(old) = &self.pair else {
-            return (Some(Arc::new(new)), validity.err().map(|error| (error, Serving::Itself)));
+            return (Some(Arc::new(new)), fit.err().map(itself));
         };
         if new.is_same(old) {
-            return (Some(Arc::clone(old)), validity.err().map(|error| (error, Serving::Itself)));
+            return (Some(Arc::clone(old)), fit.err().map(itself));
         }
-        if old.validity(now).is_ok() {
-            return match validity.and_then(|()| self.keeps_a_name(old, &new)) {
+        let keep = |error| (Some(Arc::clone(old)), Some((error, Serving::Previous)));
+        if self.is_fit(old, now).is_ok() {
+            return match fit.and_then(|()| if self.lent { Ok(()) } else { self.keeps_a_name(old, &new) }) {
                 Ok(()) => (Some(Arc::new(new)), None),
-                Err(error) => (Some(Arc::clone(old)), Some((error, Serving::Previous))),
+                Err(error) => keep(error),
             };
         }
-        match validity {
-            Ok(()) => (Some(Arc::new(new)), None),
-            // Neither is valid: the one that lasts longer is the lesser evil.
-            Err(error) if new.not_after > old.not_after => (Some(Arc::new(new)), Some((error, Serving::Itself))),
-            Err(error) => (Some(Arc::clone(old)), Some((error, Serving::Previous))),
+        match fit {
+            // Neither is good. One that is out of its time is the greater evil; of two, the one that is over sooner.
+            Err(error)
+                if new.validity(now).is_err() && (old.validity(now).is_ok() || new.not_after <= old.not_after) =>
+            {
+                keep(error)
+            }
+            fit => (Some(Arc::new(new)), fit.err().map(itself)),
+        }
+    }
+
+    /// Whether a pair is what its sites need.
+    fn is_fit(&self, pair: &Pair, now: SystemTime) -> Result<(), PairError> {
+        pair.validity(now)?;
+        match pair.stray {
+            Some(number) => Err(PairError::Disordered { number }),
+            None => names_one_of(self.hosts.iter(), pair),
         }
     }
 
     /// A certificate that lost one of several names may be meant; one that lost them all is another site's.
     fn keeps_a_name(&self, old: &Pair, new: &Pair) -> Result<(), PairError> {
-        let mut covered = self.hosts.iter().filter(|host| old.covers(host)).peekable();
-        let Some(host) = covered.peek().map(|host| (*host).clone()) else { return Ok(()) };
-        if covered.any(|host| new.covers(host)) { Ok(()) } else { Err(PairError::OtherNames { host }) }
+        names_one_of(self.hosts.iter().filter(|host| old.is_for(host)), new)
     }
+}
+
+/// A pair that names none of several hosts is for others. Where there are none, any pair will do.
+fn names_one_of<'a>(hosts: impl Iterator<Item = &'a HostPattern>, pair: &Pair) -> Result<(), PairError> {
+    let mut hosts = hosts.peekable();
+    let Some(first) = hosts.peek().copied() else { return Ok(()) };
+    if hosts.any(|host| pair.is_for(host)) { Ok(()) } else { Err(PairError::OtherNames { host: first.to_string() }) }
+}
+
+fn is_absence(error: &PairError) -> bool {
+    matches!(error, PairError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// What stays the same of a file while nobody writes to it.

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{CertificateParams, KeyPair, SignatureAlgorithm};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::pair::CertificateFiles;
 use super::store::SiteCertificate;
@@ -53,6 +55,12 @@ impl Issued {
         files
     }
 
+    /// As rustls serves it.
+    pub(super) fn certified(&self) -> Arc<CertifiedKey> {
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
+        Arc::new(CertifiedKey::new(vec![self.der.clone()], any_supported_type(&key).unwrap()))
+    }
+
     pub(super) fn is(&self, key: &CertifiedKey) -> bool {
         key.cert.first() == Some(&self.der)
     }
@@ -64,6 +72,7 @@ pub(super) fn site(name: &str, hosts: &[&str], files: CertificateFiles) -> SiteC
         names: hosts.iter().map(|host| HostPattern::parse(host).unwrap()).collect(),
         default: false,
         files,
+        awaited: false,
     }
 }
 

@@ -1,22 +1,31 @@
 //! Keeps the certificate store true to the disk: inotify for speed, a slow poll as the floor.
 //!
 //! Files are replaced in many ways, and a watch on the file itself misses most of them. So the *directories* are
-//! watched: of the configured path, of each symbolic link on the way (certbot's `live/`, Kubernetes' `..data`), and of
-//! the file it ends at (certbot's `archive/`).
+//! watched in which a step of the way is looked up: of the configured path and all that lie above it (a folder higher
+//! up may be renamed), of each symbolic link on the way (certbot's `live/`, Kubernetes' `..data`), and of the file it
+//! ends at (certbot's `archive/`). Some of these are busy (`/etc`, `/tmp`), so what happens to other names in them is
+//! not listened to, and of directories that only lead on nothing is heard but names that come, go or change their mode.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::future::Future;
-use std::os::unix::fs::MetadataExt;
+use std::future::{Future, pending};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::Notify;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::pair::CertificateFiles;
 use super::store::CertStore;
 
 /// A change is looked at when nothing more has happened for this long: a pair is two files, certbot writes four.
@@ -25,10 +34,13 @@ const QUIET: Duration = Duration::from_millis(200);
 const IMPATIENCE: Duration = Duration::from_secs(1);
 /// How often the files are looked at although nothing was heard: network file systems tell nothing.
 const FLOOR: Duration = Duration::from_secs(30);
-/// How often, where the system cannot watch.
-const BLIND: Duration = Duration::from_secs(2);
+/// How often, where the system cannot watch, or while something is wrong with a certificate: its repair may be one
+/// that no event tells of, such as a free descriptor.
+const CLOSELY: Duration = Duration::from_secs(1);
 /// More symbolic links than this are a loop, as Linux has it.
 const MOST_LINKS: usize = 40;
+/// The way may change while it is walked; it is not followed for ever.
+const MOST_WALKS: usize = 5;
 
 /// Refreshes `store` within 2 s of a change to its files, until `shutdown` completes. Follows what is committed to the
 /// store; reads on the blocking pool. Never fails: where directories cannot be watched, files are polled, and the log
@@ -38,14 +50,13 @@ pub async fn watch(store: Arc<CertStore>, shutdown: impl Future<Output = ()>) {
 }
 
 async fn watch_with(store: Arc<CertStore>, shutdown: impl Future<Output = ()>, open: Open) {
-    let signal = Arc::new(Signal::default());
-    let mut eyes = Eyes::new(open, Arc::clone(&signal));
+    let mut eyes = Eyes::new(open);
     let mut shutdown = pin!(shutdown);
     loop {
         let store_for_look = Arc::clone(&store);
         let look = tokio::task::spawn_blocking(move || {
             // Watch first, read then: what changes in between is either read or heard.
-            eyes.follow(&store_for_look);
+            eyes.follow(&store_for_look.files());
             store_for_look.refresh();
             eyes
         });
@@ -55,193 +66,238 @@ async fn watch_with(store: Arc<CertStore>, shutdown: impl Future<Output = ()>, o
         };
         eyes = looked.unwrap_or_else(|error| {
             tracing::error!(%error, "looking at the certificate files failed");
-            Eyes::new(open, Arc::clone(&signal))
+            Eyes::new(open)
         });
-        let pause = if eyes.sees() { FLOOR } else { BLIND };
+        let pause = if eyes.sees() && !store.is_troubled() { FLOOR } else { CLOSELY };
         tokio::select! {
             () = &mut shutdown => return,
             () = store.committed() => {}
-            () = signal.changed.notified() => settle(&signal).await,
+            () = eyes.change() => settle(&mut eyes).await,
             () = sleep(pause) => {}
         }
     }
 }
 
-/// Waits until the events stop coming.
-async fn settle(signal: &Signal) {
+/// Waits until the changes stop coming.
+async fn settle(eyes: &mut Eyes) {
     let latest = Instant::now() + IMPATIENCE;
-    while timeout_at(latest.min(Instant::now() + QUIET), signal.changed.notified()).await.is_ok() {
+    while timeout_at(latest.min(Instant::now() + QUIET), eyes.change()).await.is_ok() {
         if Instant::now() >= latest {
             break;
         }
     }
 }
 
-/// What the watcher's thread tells the loop.
-#[derive(Default)]
-struct Signal {
-    changed: Notify,
-    failure: Mutex<Option<notify::Error>>,
+type Open = fn() -> io::Result<OwnedFd>;
+
+fn open() -> io::Result<OwnedFd> {
+    Ok(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?)
 }
 
-impl Signal {
-    fn hear(&self, event: notify::Result<Event>) {
-        match event {
-            // Our own reading raises these: listening to them would never end.
-            Ok(event) if event.kind.is_access() => return,
-            Ok(_) => {}
-            Err(error) => *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error),
-        }
-        self.changed.notify_one();
-    }
-
-    fn take_failure(&self) -> Option<notify::Error> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
+fn registered(inotify: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is open, and `AsyncFd` owns it: nothing else closes or replaces it.
+    #[allow(unsafe_code, reason = "tokio has no other way in that is not deprecated")]
+    let registered = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
+    Ok(registered?)
 }
 
-type Open = fn(Arc<Signal>) -> notify::Result<Box<dyn Watcher + Send>>;
-
-fn open(signal: Arc<Signal>) -> notify::Result<Box<dyn Watcher + Send>> {
-    Ok(Box::new(RecommendedWatcher::new(move |event| signal.hear(event), notify::Config::default())?))
-}
-
-/// The watcher and what it watches.
+/// An inotify instance and what it watches.
 struct Eyes {
     open: Open,
-    signal: Arc<Signal>,
-    watcher: Option<Box<dyn Watcher + Send>>,
-    watched: Directories,
-    /// While blind: when to try again.
-    retry: Option<Instant>,
-    /// Whether a directory went away while it was being watched: look again soon.
-    unsure: bool,
+    inotify: Option<AsyncFd<OwnedFd>>,
+    /// The descriptors of the watches.
+    watches: BTreeSet<i32>,
+    /// The names that matter in them.
+    names: BTreeSet<OsString>,
+    /// Whether something that should be watched is not, as the log has been told.
+    blind: bool,
 }
 
-/// Directories by path, with the device and inode that the path led to.
-type Directories = BTreeMap<PathBuf, (u64, u64)>;
+/// What cannot be watched.
+struct Unwatchable {
+    what: String,
+    error: io::Error,
+}
 
 impl Eyes {
-    fn new(open: Open, signal: Arc<Signal>) -> Eyes {
-        Eyes { open, signal, watcher: None, watched: Directories::new(), retry: None, unsure: false }
+    fn new(open: Open) -> Eyes {
+        Eyes { open, inotify: None, watches: BTreeSet::new(), names: BTreeSet::new(), blind: false }
     }
 
     fn sees(&self) -> bool {
-        self.retry.is_none() && !self.unsure
+        !self.blind
     }
 
-    /// Watches the directories of the store's files, and no others.
-    fn follow(&mut self, store: &CertStore) {
-        if self.retry.is_some_and(|at| Instant::now() < at) {
-            return;
-        }
-        let outcome = match self.signal.take_failure() {
-            Some(error) => Err(error),
-            None => self.try_follow(directories(store)),
-        };
-        match (outcome, self.retry) {
-            (Ok(()), Some(_)) => {
-                self.retry = None;
-                tracing::info!("the certificate files are watched again");
+    /// Watches the ways to `files`, and nothing else. What could not be watched is tried again each time.
+    fn follow(&mut self, files: &[CertificateFiles]) {
+        match (self.try_follow(files), self.blind) {
+            (Ok(()), true) => tracing::info!("the certificate files are watched again"),
+            (Err(Unwatchable { what, error }), false) => {
+                let every = CLOSELY.as_secs();
+                tracing::warn!(%error, "cannot watch {what}: the certificate files are read every {every} s instead");
             }
-            (Ok(()), None) => {}
-            (Err(error), before) => {
-                self.watcher = None;
-                self.watched.clear();
-                self.retry = Some(Instant::now() + FLOOR);
-                if before.is_none() {
-                    let every = BLIND.as_secs();
-                    tracing::warn!(%error, "cannot watch the certificate files: they are read every {every} s instead");
+            (Err(_), true) => return,
+            (Ok(()), false) => return,
+        }
+        self.blind = !self.blind;
+    }
+
+    fn try_follow(&mut self, files: &[CertificateFiles]) -> Result<(), Unwatchable> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let inotify = match &mut self.inotify {
+            Some(inotify) => inotify,
+            none => {
+                let opened = (self.open)().and_then(registered);
+                none.insert(opened.map_err(|error| Unwatchable { what: "anything".to_owned(), error })?)
+            }
+        };
+        let mut ways = Ways::to(files);
+        let (mut watches, mut outcome) = ways.watch(inotify.as_fd());
+        for _ in 0..MOST_WALKS {
+            // What changed between the walk and the watch was not heard.
+            let again = Ways::to(files);
+            if again == ways {
+                break;
+            }
+            ways = again;
+            (watches, outcome) = ways.watch(inotify.as_fd());
+        }
+        for gone in self.watches.difference(&watches) {
+            // It fails when the directory is gone, and the watch with it.
+            let _ = inotify::remove_watch(inotify.as_fd(), *gone);
+        }
+        self.watches = watches;
+        self.names = ways.names;
+        outcome
+    }
+
+    /// Waits for a change that matters. Cancelling it loses none.
+    async fn change(&mut self) {
+        let Some(inotify) = &self.inotify else { return pending().await };
+        loop {
+            let heard = match inotify.readable().await {
+                Ok(mut ready) => ready.try_io(|inotify| hear(inotify.as_fd(), &self.names)),
+                // The runtime ends.
+                Err(_) => return pending().await,
+            };
+            match heard {
+                Ok(Ok(true)) => return,
+                Ok(Ok(false)) | Err(_) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "inotify failed and is opened anew");
+                    (self.inotify, self.watches) = (None, BTreeSet::new());
+                    return;
                 }
             }
         }
     }
+}
 
-    fn try_follow(&mut self, wanted: Directories) -> notify::Result<()> {
-        if self.watcher.is_none() && !wanted.is_empty() {
-            self.watcher = Some((self.open)(Arc::clone(&self.signal))?);
+/// Reads the events that have come; whether one matters. [`io::ErrorKind::WouldBlock`] when there are none.
+fn hear(inotify: BorrowedFd<'_>, names: &BTreeSet<OsString>) -> io::Result<bool> {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut events = inotify::Reader::new(inotify, &mut buffer);
+    let mut matters = false;
+    loop {
+        let event = match events.next() {
+            Ok(event) => event,
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        matters |= match event.file_name() {
+            Some(name) => names.contains(OsStr::from_bytes(name.to_bytes())),
+            // The directory itself, or a queue that ran over. The end of a watch alone is what we did ourselves.
+            None => event.events() != ReadFlags::IGNORED,
+        };
+        if matters && events.is_buffer_empty() {
+            return Ok(true);
         }
-        self.unsure = false;
-        let Some(watcher) = &mut self.watcher else { return Ok(()) };
-        for (path, identity) in &self.watched {
-            if wanted.get(path) != Some(identity) {
-                // It fails when the directory is gone, and the watch with it.
-                let _ = watcher.unwatch(path);
-            }
-        }
-        for path in wanted.keys() {
-            // Every time anew: a directory that was deleted and made again may have the same inode, but has no watch.
-            match watcher.watch(path, RecursiveMode::NonRecursive) {
-                Ok(()) => {}
-                // Gone since it was looked at: its parent is watched next time.
-                Err(error) if is_absent(&error) => self.unsure = true,
-                Err(error) => return Err(error),
-            }
-        }
-        self.watched = wanted;
-        Ok(())
     }
 }
 
-fn is_absent(error: &notify::Error) -> bool {
-    match &error.kind {
-        notify::ErrorKind::PathNotFound => true,
-        notify::ErrorKind::Io(error) => {
-            matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
-        }
-        _ => false,
-    }
+/// Where a change can make the path of a file lead elsewhere.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ways {
+    /// The directories in which a step is looked up, and whether the last one is.
+    directories: BTreeMap<PathBuf, bool>,
+    /// The names that are looked up in them.
+    names: BTreeSet<OsString>,
 }
 
-fn directories(store: &CertStore) -> Directories {
-    let mut found = Directories::new();
-    for files in store.files() {
-        directories_of(&files.cert, &mut found);
-        directories_of(&files.key, &mut found);
-    }
-    found
-}
-
-/// Adds each directory where a change can make `path` lead elsewhere: that of each symbolic link on the way, that of
-/// the file, or the last one that exists.
-fn directories_of(path: &Path, found: &mut Directories) {
-    let Ok(path) = std::path::absolute(path) else { return };
-    let mut add = |directory: &Path| {
-        if let Ok(metadata) = fs::metadata(directory) {
-            found.insert(directory.to_owned(), (metadata.dev(), metadata.ino()));
-        }
-    };
-    // The components that are still to go, the next one last.
-    let mut ahead: Vec<PathBuf> = reversed(&path);
-    let mut here = PathBuf::from("/");
-    let mut links = 0;
-    while let Some(step) = ahead.pop() {
-        match step.components().next() {
-            Some(Component::RootDir) => here = PathBuf::from("/"),
-            Some(Component::ParentDir) => {
-                here.pop();
+impl Ways {
+    fn to(files: &[CertificateFiles]) -> Ways {
+        let mut ways = Ways::default();
+        for path in files.iter().flat_map(|files| [&files.cert, &files.key]) {
+            // Fails only for an empty path, and where there is no working directory: no file can be read there.
+            if let Ok(path) = std::path::absolute(path) {
+                ways.walk(&path);
             }
-            Some(Component::Normal(name)) => {
-                let next = here.join(name);
-                match fs::read_link(&next) {
-                    Ok(target) => {
-                        add(&here);
+        }
+        ways
+    }
+
+    /// Goes along a path and each symbolic link on it, to its end or as far as there is something.
+    fn walk(&mut self, path: &Path) {
+        // The components that are still to go, the next one last.
+        let mut ahead: Vec<PathBuf> = reversed(path);
+        let mut here = PathBuf::from("/");
+        let mut links = 0;
+        while let Some(step) = ahead.pop() {
+            match step.components().next() {
+                Some(Component::RootDir) => here = PathBuf::from("/"),
+                Some(Component::ParentDir) => {
+                    here.pop();
+                }
+                Some(Component::Normal(name)) => {
+                    let next = here.join(name);
+                    self.names.insert(name.to_owned());
+                    if let Ok(target) = fs::read_link(&next) {
+                        self.directories.entry(here.clone()).or_insert(false);
                         links += 1;
                         if links > MOST_LINKS {
                             return;
                         }
                         ahead.extend(reversed(&target));
-                    }
-                    // Not a symbolic link, or not there.
-                    Err(_) if !ahead.is_empty() && next.is_dir() => here = next,
-                    Err(_) => {
-                        add(&here);
+                    } else if !ahead.is_empty() && next.is_dir() {
+                        self.directories.entry(here.clone()).or_insert(false);
+                        here = next;
+                    } else {
+                        // The file, or the first step that is not there.
+                        self.directories.insert(here, true);
                         return;
                     }
                 }
+                _ => {}
             }
-            _ => {}
         }
+    }
+
+    /// Watches all of it that can be watched: the watches, and what should be one and is not.
+    fn watch(&self, inotify: BorrowedFd<'_>) -> (BTreeSet<i32>, Result<(), Unwatchable>) {
+        let (mut watches, mut outcome) = (BTreeSet::new(), Ok(()));
+        let leads_on = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE | WatchFlags::ATTRIB;
+        let leads_on = leads_on | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF;
+        // One directory may have two paths: MASK_ADD joins what is wanted of it.
+        let leads_on = leads_on | WatchFlags::ONLYDIR | WatchFlags::MASK_ADD;
+        for (directory, is_last) in &self.directories {
+            let written = if *is_last { WatchFlags::MODIFY | WatchFlags::CLOSE_WRITE } else { WatchFlags::empty() };
+            match inotify::add_watch(inotify, directory, leads_on | written) {
+                Ok(watch) => {
+                    watches.insert(watch);
+                }
+                // Gone since it was walked: the next walk does not find it.
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                // It may be passed and not listed, as others' home directories: a rename in it is seen by the floor.
+                Err(Errno::ACCESS) if !is_last => {}
+                Err(error) if outcome.is_ok() => {
+                    outcome = Err(Unwatchable { what: directory.display().to_string(), error: error.into() });
+                }
+                Err(_) => {}
+            }
+        }
+        (watches, outcome)
     }
 }
 
@@ -332,7 +388,7 @@ mod tests {
     type Change = fn(&World, &Issued);
 
     /// Each of these brings a good pair.
-    const REPLACEMENTS: [(&str, Change); 8] = [
+    const REPLACEMENTS: [(&str, Change); 9] = [
         ("certbot's symlink swap", |world, new| {
             new.write(&world.archive(), "x2");
             for link in [&world.live.cert, &world.live.key] {
@@ -371,6 +427,13 @@ mod tests {
             fs::rename(world.folder.path().join("live"), world.folder.path().join("old")).unwrap();
             fs::rename(&aside, world.folder.path().join("live")).unwrap();
         }),
+        ("a directory higher up renamed, and another put in its place", |world, new| {
+            let root = world.folder.path();
+            fs::rename(root, root.with_extension("away")).unwrap();
+            fs::create_dir_all(root.join("live")).unwrap();
+            fs::remove_dir_all(root.with_extension("away")).unwrap();
+            new.write(&root.join("live"), "x");
+        }),
         ("the directory deleted and made again", |world, new| {
             let live = world.folder.path().join("live");
             fs::remove_dir_all(&live).unwrap();
@@ -400,7 +463,7 @@ mod tests {
     }
 
     /// Each of these breaks a pair.
-    const BREAKAGES: [(&str, Change); 9] = [
+    const BREAKAGES: [(&str, Change); 10] = [
         ("half-written certificate", |world, new| {
             fs::write(&world.live.key, &new.key).unwrap();
             fs::write(&world.live.cert, &new.cert[..new.cert.len() / 2]).unwrap();
@@ -419,6 +482,10 @@ mod tests {
         }),
         ("deleted", |world, _| fs::remove_file(&world.live.cert).unwrap()),
         ("dangling", |world, _| fs::remove_file(world.archive().join("x1.key")).unwrap()),
+        ("renamed, higher up", |world, _| {
+            let (live, old) = (world.folder.path().join("live"), world.folder.path().join("old"));
+            fs::rename(&live, &old).unwrap();
+        }),
         ("unreadable", |world, _| {
             fs::remove_file(&world.live.key).unwrap();
             fs::create_dir(&world.live.key).unwrap();
@@ -441,6 +508,10 @@ mod tests {
                     .await;
                 if world.live.key.is_dir() {
                     fs::remove_dir(&world.live.key).unwrap();
+                }
+                let old = world.folder.path().join("old");
+                if old.is_dir() {
+                    fs::rename(old, world.live.key.parent().unwrap()).unwrap();
                 }
                 second.write(&world.archive(), "x3");
                 relink("../archive/x3.pem", &world.live.cert);
@@ -475,19 +546,56 @@ mod tests {
         .await;
     }
 
-    #[test]
-    fn a_watcher_that_fails_later_is_given_up_for_a_while() {
+    #[tokio::test]
+    async fn a_watch_that_cannot_be_opened_is_tried_again() {
         let world = World::new(&Issued::for_names(&["x.example"]));
-        let signal = Arc::new(Signal::default());
-        let mut eyes = Eyes::new(open, Arc::clone(&signal));
-        eyes.follow(&world.store);
-        assert!(eyes.sees() && eyes.watched.len() == 2);
-        signal.hear(Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)));
-        eyes.follow(&world.store);
-        assert!(!eyes.sees() && eyes.watcher.is_none());
-        eyes.retry = Some(Instant::now());
-        eyes.follow(&world.store);
-        assert!(eyes.sees() && eyes.watched.len() == 2);
+        let mut eyes = Eyes::new(|| Err(Errno::MFILE.into()));
+        eyes.follow(&world.store.files());
+        assert!(!eyes.sees() && eyes.inotify.is_none());
+        eyes.open = open;
+        eyes.follow(&world.store.files());
+        assert!(eyes.sees() && !eyes.watches.is_empty());
+    }
+
+    #[tokio::test]
+    async fn watches_follow_the_way_and_are_given_back() {
+        let world = World::new(&Issued::for_names(&["x.example"]));
+        let mut eyes = Eyes::new(open);
+        eyes.follow(&world.store.files());
+        let (before, names) = (eyes.watches.clone(), eyes.names.clone());
+        eyes.follow(&world.store.files());
+        assert_eq!((&eyes.watches, &eyes.names), (&before, &names));
+        relink("../nowhere/x1.key", &world.live.key);
+        relink("../nowhere/x1.pem", &world.live.cert);
+        eyes.follow(&world.store.files());
+        assert_eq!(eyes.watches.len(), before.len() - 1, "archive/ is not on the way any more");
+        assert!(eyes.names.contains(OsStr::new("nowhere")) && !eyes.names.contains(OsStr::new("archive")));
+    }
+
+    /// Whether there was a change that matters. The kernel queues events before the change itself returns.
+    fn heard(eyes: &Eyes) -> bool {
+        let result = hear(eyes.inotify.as_ref().unwrap().as_fd(), &eyes.names);
+        result.unwrap_or_else(|error| {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            false
+        })
+    }
+
+    #[tokio::test]
+    async fn what_happens_to_other_names_is_not_listened_to() {
+        let world = World::new(&Issued::for_names(&["x.example"]));
+        let mut eyes = Eyes::new(open);
+        eyes.follow(&world.store.files());
+        let live = world.folder.path().join("live");
+        fs::write(live.join("README"), "written").unwrap();
+        fs::write(world.folder.path().join("x.pem.txt"), "written").unwrap();
+        fs::read(&world.live.cert).unwrap();
+        fs::read_dir(&live).unwrap().for_each(drop);
+        assert!(!heard(&eyes));
+        fs::OpenOptions::new().append(true).open(&world.live.cert).unwrap().write_all(b"\n").unwrap();
+        assert!(heard(&eyes) && !heard(&eyes));
+        fs::rename(&live, world.folder.path().join("old")).unwrap();
+        assert!(heard(&eyes));
     }
 
     #[tokio::test]
@@ -517,33 +625,35 @@ mod tests {
     async fn where_nothing_can_be_watched_files_are_polled() {
         let (first, second) = (Issued::for_names(&["x.example"]), Issued::for_names(&["x.example"]));
         let world = World::new(&first);
-        let no_space: Open = |_| Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch));
-        beside_watch(&world, no_space, async {
+        beside_watch(&world, || Err(Errno::MFILE.into()), async {
             second.write(&world.archive(), "x1");
-            world.wait_for("polled", IN_TIME * 2, |world| second.is(&world.served())).await;
+            world.wait_for("polled", IN_TIME, |world| second.is(&world.served())).await;
         })
         .await;
     }
 
     #[test]
-    fn the_directories_of_every_link_on_the_way_are_watched() {
+    fn the_directories_of_every_step_are_watched() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
-        let mut found = Directories::new();
-        let mut of = |path: &str| {
-            found.clear();
-            directories_of(&root.join(path), &mut found);
-            found.keys().filter_map(|p| p.strip_prefix(&root).ok()).map(|p| p.display().to_string()).collect::<Vec<_>>()
+        let of = |path: &str| {
+            let (cert, key) = (root.join(path), root.join(path));
+            let ways = Ways::to(&[CertificateFiles { cert, key }]);
+            assert_eq!(ways.directories.get(Path::new("/")), Some(&false));
+            let below = ways.directories.iter().filter_map(|(p, last)| Some((p.strip_prefix(&root).ok()?, *last)));
+            below.map(|(p, last)| (p.display().to_string(), last)).collect::<Vec<_>>()
         };
+        let on = |path: &str| (path.to_owned(), false);
+        let last = |path: &str| (path.to_owned(), true);
         fs::create_dir_all(root.join("a/b")).unwrap();
         fs::create_dir_all(root.join("c/d")).unwrap();
         fs::write(root.join("c/d/file"), "").unwrap();
         symlink("../../link/file", root.join("a/b/x")).unwrap();
         symlink("c/d", root.join("link")).unwrap();
         symlink("loop", root.join("loop")).unwrap();
-        assert_eq!(of("a/b/x"), ["", "a/b", "c/d"]);
-        assert_eq!(of("c/d/file"), ["c/d"]);
-        assert_eq!(of("c/absent/deeper/file"), ["c"]);
-        assert_eq!(of("loop"), [""]);
+        assert_eq!(of("a/b/x"), [on(""), on("a"), on("a/b"), on("c"), last("c/d")]);
+        assert_eq!(of("c/d/file"), [on(""), on("c"), last("c/d")]);
+        assert_eq!(of("c/absent/deeper/file"), [on(""), last("c")]);
+        assert_eq!(of("loop"), [on("")]);
     }
 }
