@@ -86,7 +86,8 @@ pub fn banner(config: &str, https_port: u16, http_port: u16) -> String {
          \x20 http://localhost:{http_port}     redirects to the line above\n\
          \n\
          The certificate comes from a local authority that was made in ./certs-dev for you. No browser knows it\n\
-         yet, so yours will ask once; answer that you want to go on. For curl: --cacert certs-dev/ca.pem\n\
+         yet, so yours will ask once; answer that you want to go on, or run `doorward trust` in this folder to have\n\
+         this machine believe it. For curl: --cacert certs-dev/ca.pem\n\
          \n\
          This is the configuration in force. As proxy.toml, `doorward run -c proxy.toml` would do the same:\n\
          \n"
