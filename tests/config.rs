@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use doorward::config::{self, Config, Problems};
+use doorward::config::{self, Certificate, Config, Problems};
 
 const FOLDER: &str = "/etc/doorward";
 
@@ -113,7 +113,7 @@ fn the_example_has_every_key() {
 
 #[test]
 fn what_is_shown_reads_back_as_the_same_configuration() {
-    for text in [EXAMPLE, EVERYTHING] {
+    for text in [EXAMPLE, EVERYTHING, AUTHORITY] {
         let config = parse(text).unwrap_or_else(|problems| panic!("{problems}"));
         let shown = config::show(&config);
         let again = parse(&shown).unwrap_or_else(|problems| panic!("{problems}\n{shown}"));
@@ -136,6 +136,49 @@ fn secrets_are_not_shown() {
     assert!(!shown.contains("hunter2"), "{shown}");
     assert_eq!(shown.matches("********").count(), 3);
     assert_eq!(shown.matches("production").count(), 2);
+}
+
+#[test]
+fn the_key_of_an_external_account_is_decoded_and_never_shown() {
+    let secret = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let env = |name: &str| (name == "EAB_HMAC_KEY").then(|| secret.to_owned());
+    let site = "[site.app]\nhosts = [\"app.example.com\"]\nroot = \"/srv\"\n";
+    let eab = "eab = { kid = \"kid-1\", hmac_key = \"${EAB_HMAC_KEY}\" }";
+    for acme in [
+        format!("directory = \"zerossl\"\n{eab}"),
+        format!("directory = [\"letsencrypt\", {{ url = \"google\", {eab} }}]"),
+    ] {
+        let text = format!("[acme]\n{acme}\n{site}");
+        let config = config::parse(Path::new(FOLDER), &[("proxy.toml", &text)], &env).unwrap_or_else(|p| panic!("{p}"));
+        let account = config.acme.directories.last().unwrap().eab.as_ref().unwrap();
+        assert_eq!((account.kid.as_str(), account.hmac_key.len()), ("kid-1", 48));
+        let shown = config::show(&config);
+        assert!(shown.contains("eab = { kid = \"kid-1\", hmac_key = \"********\" }"), "{shown}");
+        assert!(!shown.contains(secret) && !format!("{config:?}").contains("205, 99, 67"), "{shown}");
+
+        // What the environment lacks is told as that alone.
+        let problems = parse(&text).unwrap_err();
+        assert_eq!(problems.0.len(), 1, "{problems}");
+        assert!(problems.0[0].message.contains("EAB_HMAC_KEY is not set"), "{problems}");
+    }
+}
+
+#[test]
+fn a_site_that_says_nothing_of_tls_is_certified_by_its_names() {
+    let certificate = |keys: &str| {
+        let text = format!("[site.app]\nroot = \"/srv\"\n{keys}");
+        parse(&text).unwrap_or_else(|problems| panic!("{problems}")).sites[0].certificate.clone()
+    };
+    assert_eq!(
+        certificate("hosts = [\"example.com\", \"8.8.8.8\"]\naliases = [\"www.example.com\"]"),
+        Certificate::Acme
+    );
+    assert_eq!(certificate("hosts = [\"localhost\", \"*.app.test\", \"10.0.0.1\", \"nas\"]"), Certificate::SelfSigned);
+    // An ending that is open belongs to either kind.
+    assert_eq!(certificate("hosts = [\"localhost\", \"app.*\"]"), Certificate::SelfSigned);
+    assert_eq!(certificate("hosts = [\"example.com\"]\n[server]\nhttps = []"), Certificate::Off);
+    let files = "hosts = [\"example.com\"]\n[tls]\ncert = \"/c\"\nkey = \"/k\"";
+    assert!(matches!(certificate(files), Certificate::Files(_)));
 }
 
 #[test]
@@ -209,6 +252,17 @@ key = "key.pem"
 min_version = "1.3"
 watch = false
 client_ca = "ca.pem"
+
+[acme]
+email = "ops@example.com"
+directory = ["staging", { url = "https://ca.internal:9000/acme?x=y", profile = "shortlived", ca = "own-ca.pem" }]
+challenges = ["dns-01", "http-01"]
+dns_hook = ["hooks/dns", "--zone", "$${x}"]
+dns_wait = "0"
+storage = "acme"
+key_type = "rsa-4096"
+renew_before = "20d"
+webroot = "/var/www/letsencrypt"
 
 [log]
 level = "debug"
@@ -295,6 +349,11 @@ upgrade = "required"
 to = "http://127.0.0.1:6003"
 balance = "round_robin"
 
+[site.wild]
+hosts = [".wild.example.com", "wild_one.internal", "10.0.0.1"]
+tls = "acme"
+root = "public"
+
 [site.dev]
 hosts = ["app.test"]
 http = "off"
@@ -306,4 +365,18 @@ upstream_tls = { verify = false, server_name = "x.internal", cert = "c.pem", key
 [[site.dev.route]]
 path = "/x"
 upstream = ["https://10.0.0.1", "https://10.0.0.2"]
+"#;
+
+/// What an authority alone has beside it.
+const AUTHORITY: &str = r#"
+[acme]
+directory = "https://ca.internal"
+profile = "server"
+directory_ca = "own-ca.pem"
+dns_hook = "hooks/dns"
+
+[site.app]
+hosts = ["*.app.internal"]
+tls = "acme"
+root = "public"
 "#;

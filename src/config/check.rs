@@ -4,6 +4,7 @@ use super::model::{UpgradeRule, WebSocket};
 use super::reading::Reading;
 use super::site::Placed;
 use super::tree::Place;
+use crate::base::host::HostPattern;
 
 /// Hosts that two sites claim, and two default sites, on a listener that both answer on.
 pub(super) fn sites(reading: &Reading<'_>, sites: &[Placed]) {
@@ -38,7 +39,7 @@ fn twice_in_one(reading: &Reading<'_>, placed: &Placed) {
 
 fn same_host(reading: &Reading<'_>, first: &Placed, second: &Placed) {
     for (name, place) in &second.names {
-        let other: Option<&(String, Place)> = first.names.iter().find(|(other, _)| other == name);
+        let other: Option<&(HostPattern, Place)> = first.names.iter().find(|(other, _)| other == name);
         if let Some((_, other)) = other {
             let message = format!("`{name}` belongs to [site.{}] and to [site.{}]", first.site.name, second.site.name);
             let help = format!("remove it from one of the two; the other is at {}", reading.describe(*other));

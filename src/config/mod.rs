@@ -10,8 +10,11 @@
 
 use std::path::Path;
 
+mod acme;
 mod block;
+mod certified;
 mod check;
+mod directory;
 mod general;
 mod include;
 mod item;
@@ -37,6 +40,8 @@ pub use show::show;
 use block::Block;
 use reading::{Lookup, Reading, Source};
 use tree::{Place, Value};
+
+use crate::base::host::HostPattern;
 
 /// Reads a configuration from texts: the first of `files` is the main one, the others are those that its `include`
 /// may find. Names are relative to `folder`, which must be absolute.
@@ -84,9 +89,10 @@ fn assemble(
     let timeouts = general::timeouts(general::section(&root, "timeouts"));
     let limits = general::limits(general::section(&root, "limits"));
     let tls = general::tls(general::section(&root, "tls"));
+    let acme = acme::acme(general::section(&root, "acme"));
     let log = general::log(general::section(&root, "log"));
 
-    let inherited = site::Inherited { server: &server, timeouts: &timeouts, limits: &limits, tls: &tls };
+    let inherited = site::Inherited { server: &server, timeouts: &timeouts, limits: &limits, tls: &tls, acme: &acme };
     let mut sites = Vec::new();
     match root.take("site") {
         Some(item) => {
@@ -108,9 +114,17 @@ fn assemble(
         None => reading.missing(start, "there is no site", "add a [site.NAME] with hosts, and root, php or upstream"),
     }
     check::sites(&reading, &sites);
+    // Wildcards are proven over DNS, whatever else there is.
+    let asked_for = |placed: &site::Placed| {
+        let below = |name: &HostPattern| matches!(name, HostPattern::Below(_));
+        placed.site.certificate == Certificate::Acme && placed.names.iter().any(|(name, _)| !below(name))
+    };
+    if sites.iter().any(asked_for) {
+        acme.check(&reading, &server);
+    }
     root.finish();
     let files = reading.files();
     let sites = sites.into_iter().map(|placed| placed.site).collect();
     reading.finish()?;
-    Ok(Config { server, timeouts, limits, tls, log, sites, folder: folder.to_owned(), files })
+    Ok(Config { server, timeouts, limits, tls, acme: acme.acme, log, sites, folder: folder.to_owned(), files })
 }

@@ -1,5 +1,7 @@
 //! [`Config`] → TOML: the configuration in force, defaults filled, secrets masked.
 
+mod acme;
+
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::path::Path;
@@ -25,6 +27,7 @@ pub fn show(config: &Config) -> String {
     timeouts(&mut out, &config.timeouts);
     limits(&mut out, &config.limits);
     tls(&mut out, &config.tls);
+    acme::show(&mut out, &config.acme);
     log(&mut out, &config.log);
     for one in &config.sites {
         site(&mut out, one);
@@ -134,6 +137,7 @@ fn site(out: &mut String, site: &Site) {
     match &site.certificate {
         Certificate::Off => key(out, "tls", text("off")),
         Certificate::SelfSigned => key(out, "tls", text("self-signed")),
+        Certificate::Acme => key(out, "tls", text("acme")),
         Certificate::Files(files) => {
             key(out, "tls", format!("{{ cert = {}, key = {} }}", path(Some(&files.cert)), path(Some(&files.key))));
         }

@@ -9,7 +9,7 @@ use super::transport::{listen, listeners, transport};
 use super::tree::Place;
 use super::try_files::try_files;
 use super::upstream::{Shared, back_ends, balance, php, websocket};
-use super::{check, route, unbuilt, value};
+use super::{acme, certified, check, route, unbuilt, value};
 use crate::base::address::ListenAddress;
 use crate::base::host::{Host, HostPattern};
 use crate::base::pattern::PathPattern;
@@ -20,6 +20,7 @@ pub(super) struct Inherited<'a> {
     pub timeouts: &'a Timeouts,
     pub limits: &'a Limits,
     pub tls: &'a Tls,
+    pub acme: &'a acme::Placed,
 }
 
 /// A site, and the places that the checks between sites speak of.
@@ -28,7 +29,7 @@ pub(super) struct Placed {
     /// The listeners that it answers on.
     pub listeners: Vec<ListenAddress>,
     /// Its hosts and aliases as written, each with its place.
-    pub names: Vec<(String, Place)>,
+    pub names: Vec<(HostPattern, Place)>,
     /// The place of `default`.
     pub default: Place,
 }
@@ -39,7 +40,7 @@ pub(super) fn site(block: Block<'_>, name: &str, inherited: &Inherited<'_>) -> P
     let (hosts, aliases, names) = hosts(&block);
     let default = block.flag("default", false);
     let listen = listen(&block, inherited.server);
-    let (certificate, plain) = transport(&block, inherited, &listen);
+    let (certificate, plain) = transport(&block, inherited, &listen, &names);
     let listeners = listeners(&block, inherited.server, &listen, &certificate, plain);
 
     let root = block.path("root");
@@ -95,6 +96,9 @@ pub(super) fn site(block: Block<'_>, name: &str, inherited: &Inherited<'_>) -> P
         redirects,
     };
     required(&block, &site);
+    if site.certificate == Certificate::Acme {
+        certified::check(&block, site.default, &names, inherited.acme);
+    }
     let default = block.place("default");
     block.finish();
     Placed { site, listeners, names, default }
@@ -129,7 +133,7 @@ fn check_name(block: &Block<'_>, name: &str) {
     }
 }
 
-type Names = (Vec<HostPattern>, Vec<Host>, Vec<(String, Place)>);
+type Names = (Vec<HostPattern>, Vec<Host>, Vec<(HostPattern, Place)>);
 
 fn hosts(block: &Block<'_>) -> Names {
     let mut names = Vec::new();
@@ -151,7 +155,7 @@ fn hosts(block: &Block<'_>) -> Names {
         let Some(text) = item.element() else { continue };
         match HostPattern::parse(text) {
             Ok(pattern) => {
-                names.push((pattern.to_string(), item.node.at));
+                names.push((pattern.clone(), item.node.at));
                 hosts.push(pattern);
             }
             Err(why) => complain(&item, text, why.to_string()),
@@ -168,7 +172,7 @@ fn hosts(block: &Block<'_>) -> Names {
         }
         match Host::parse(text) {
             Ok(host) => {
-                names.push((host.to_string(), item.node.at));
+                names.push((HostPattern::Exact(host.clone()), item.node.at));
                 aliases.push(host);
             }
             Err(why) => complain(&item, text, why.to_string()),

@@ -6,10 +6,11 @@ use super::block::Block;
 use super::item::Item;
 use super::model::{Certificate, CertificateFiles, Plain, Server};
 use super::site::Inherited;
-use super::tree::Value;
+use super::tree::{Place, Value};
 use super::words::closest;
-use super::{general, unbuilt};
+use super::{certified, general};
 use crate::base::address::ListenAddress;
+use crate::base::host::HostPattern;
 
 /// The addresses of `listen`; empty is all of `[server]`.
 pub(super) fn listen(block: &Block<'_>, server: &Server) -> Vec<ListenAddress> {
@@ -30,11 +31,12 @@ pub(super) fn listen(block: &Block<'_>, server: &Server) -> Vec<ListenAddress> {
     listen
 }
 
-/// Where the certificate comes from, and what the plain listeners do.
+/// Where the certificate comes from, and what the plain listeners do. `names` are those of the site.
 pub(super) fn transport(
     block: &Block<'_>,
     inherited: &Inherited<'_>,
     listen: &[ListenAddress],
+    names: &[(HostPattern, Place)],
 ) -> (Certificate, Plain) {
     let secure = inherited.server.https.iter().any(|address| listen.is_empty() || listen.contains(address));
     let certificate = match block.take("tls") {
@@ -44,17 +46,15 @@ pub(super) fn transport(
                 let help =
                     "add an address to `https` in [server] (and to `listen` of the site), or write tls = \"off\"";
                 block.no_effect("tls", "the site is on no TLS listener", help);
+                None
+            } else {
+                certificate
             }
-            certificate
         }
         None => match &inherited.tls.files {
             _ if !secure => Some(Certificate::Off),
             Some(files) => Some(Certificate::Files(files.clone())),
-            None => {
-                let message = format!("{} has no certificate, and {}", block.name, unbuilt::NO_ACME);
-                block.reading.missing(block.at, message, unbuilt::INSTEAD_OF_ACME);
-                None
-            }
+            None => certified::by_names(block, names, inherited.acme),
         },
     };
     let off = certificate == Some(Certificate::Off);
@@ -86,17 +86,14 @@ fn certificate(item: &Item<'_>) -> Option<Certificate> {
     let Value::Text(text) = &item.node.value else {
         item.wrong(
             "a string or { cert, key }",
-            "write tls = \"/etc/letsencrypt/live/NAME\", \"self-signed\", \"off\" or { cert = \"…\", key = \"…\" }",
+            "write tls = \"acme\", \"/etc/letsencrypt/live/NAME\", \"self-signed\", \"off\" or { cert = \"…\", key = \"…\" }",
         );
         return None;
     };
     match text.as_str() {
         "off" => Some(Certificate::Off),
         "self-signed" => Some(Certificate::SelfSigned),
-        "acme" => {
-            item.problem("`tls = \"acme\"` is not built yet: no certificate is fetched", unbuilt::INSTEAD_OF_ACME);
-            None
-        }
+        "acme" => Some(Certificate::Acme),
         folder if folder.contains('/') => {
             let folder: PathBuf = item.path()?;
             Some(Certificate::Files(CertificateFiles {
@@ -107,7 +104,7 @@ fn certificate(item: &Item<'_>) -> Option<Certificate> {
         word => {
             let help = match closest(word, WORDS.into_iter()) {
                 Some(word) => format!("did you mean \"{word}\"?"),
-                None => "write \"self-signed\", \"off\", a folder (\"/etc/letsencrypt/live/NAME\") or { cert = \"…\", key = \"…\" }".to_owned(),
+                None => "write \"acme\", \"self-signed\", \"off\", a folder (\"/etc/letsencrypt/live/NAME\") or { cert = \"…\", key = \"…\" }".to_owned(),
             };
             item.problem(format!("\"{word}\" is not a value of `tls`"), &help);
             None

@@ -21,22 +21,11 @@ pub(super) fn refuse(block: &Block<'_>, kind: &str) {
     }
 }
 
-/// What to say where automatic certificates are wanted.
-pub(super) const NO_ACME: &str = "automatic certificates are not built yet";
-/// What to do instead.
-pub(super) const INSTEAD_OF_ACME: &str = "give tls = \"/etc/letsencrypt/live/NAME\" (fullchain.pem and privkey.pem), { cert = \"…\", key = \"…\" },\n\"self-signed\" or \"off\" in the site, or cert and key in [tls] for all sites";
-
 const fn unbuilt(block: &'static str, key: &'static str, what: &'static str, instead: &'static str) -> Unbuilt {
     Unbuilt { block, key, what, instead }
 }
 
 const UNBUILT: &[Unbuilt] = &[
-    unbuilt(
-        "root",
-        "acme",
-        "no certificate is fetched",
-        "remove [acme]; let certbot keep the certificate and write tls = \"/etc/letsencrypt/live/NAME\" in the site",
-    ),
     unbuilt(
         "root",
         "metrics",

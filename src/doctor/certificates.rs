@@ -258,7 +258,7 @@ impl Names {
 }
 
 /// Checks a file of authorities.
-fn authorities(file: &Path, site: Option<&str>, key: &str, findings: &mut Vec<Finding>) {
+pub(super) fn authorities(file: &Path, site: Option<&str>, key: &str, findings: &mut Vec<Finding>) {
     let Some(chain) = chain(file, site, findings) else { return };
     let mut store = rustls::RootCertStore::empty();
     let (taken, _) = store.add_parsable_certificates(chain);

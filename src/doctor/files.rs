@@ -91,7 +91,7 @@ fn scripts(root: &Path, php: &Php, site: Option<&str>, findings: &mut Vec<Findin
 }
 
 /// Whether a folder is there and may be opened.
-fn folder(path: &Path, site: Option<&str>, key: &str, findings: &mut Vec<Finding>) -> bool {
+pub(super) fn folder(path: &Path, site: Option<&str>, key: &str, findings: &mut Vec<Finding>) -> bool {
     match std::fs::read_dir(path) {
         Ok(_) => true,
         Err(why) => {
@@ -148,7 +148,7 @@ pub(super) fn why_not(path: &Path, why: &io::Error) -> String {
 }
 
 /// `www-data:www-data with mode 0660`
-fn owner(path: &Path) -> String {
+pub(super) fn owner(path: &Path) -> String {
     let Ok(metadata) = std::fs::metadata(path) else { return "closed to this account".to_owned() };
     let user = account("/etc/passwd", metadata.uid());
     let group = account("/etc/group", metadata.gid());
@@ -156,7 +156,7 @@ fn owner(path: &Path) -> String {
 }
 
 /// The name of an account in one of the two files, or its number.
-fn account(file: &str, id: u32) -> String {
+pub(super) fn account(file: &str, id: u32) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let found = text.lines().find_map(|line| {
         let mut fields = line.split(':');

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use crate::config::Config;
 
+mod acme;
 mod back_ends;
 mod certificates;
 mod files;
@@ -59,11 +60,12 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at certificates, folders, sockets, back ends, log files and ports. Errors come first, then warnings, each
+/// Looks at certificates and what is needed to get them, folders, sockets, back ends, log files and ports. Errors come first, then warnings, each
 /// in the order of the file. May take seconds where back ends do not answer.
 pub fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     certificates::check(config, SystemTime::now(), &mut findings);
+    acme::check(config, SystemTime::now(), &mut findings);
     files::check(config, &mut findings);
     back_ends::check(config, &mut findings);
     ports::check(&config.server, &mut findings);

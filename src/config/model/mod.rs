@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+mod acme;
 mod general;
 mod route;
 mod site;
 mod upstream;
 mod websocket;
 
+pub use acme::*;
 pub use general::*;
 pub use route::*;
 pub use site::*;
@@ -25,6 +27,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[tls]`
     pub tls: Tls,
+    /// `[acme]`
+    pub acme: Acme,
     /// `[log]`
     pub log: Log,
     /// `[site.*]`, in file order.

@@ -85,6 +85,8 @@ pub enum Certificate {
     Off,
     /// A leaf of the local CA under `certs-dev`.
     SelfSigned,
+    /// The authority of `[acme]`, for all hosts and aliases of the site.
+    Acme,
     /// Files, watched.
     Files(CertificateFiles),
 }
