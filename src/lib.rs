@@ -13,16 +13,20 @@
 //! | 2 | route | base |
 //! | 2 | keys | base |
 //! | 2 | tunnel | base |
+//! | 2 | store | base |
 //! | 3 | tls | base, keys |
 //! | 3 | upstream | base, http |
-//! | 5 | edge | base, config, http, route, keys, tunnel, tls, upstream |
-//! | 6 | admin | base, config, http, route, keys, tunnel, tls, upstream, edge |
-//! | 6 | doctor | base, config, http, route, keys, tunnel, tls, upstream, edge |
-//! | 6 | demo | base, config, http, route, keys, tunnel, tls, upstream, edge |
-//! | 6 | run | base, config, http, route, keys, tunnel, tls, upstream, edge, admin |
+//! | 4 | acme | base, keys, store, tls |
+//! | 5 | edge | base, config, http, route, keys, tunnel, store, tls, upstream, acme |
+//! | 6 | admin | base, config, http, route, keys, tunnel, store, tls, upstream, acme, edge |
+//! | 6 | doctor | base, config, http, route, keys, tunnel, store, tls, upstream, acme, edge |
+//! | 6 | demo | base, config, http, route, keys, tunnel, store, tls, upstream, acme, edge |
+//! | 6 | trust | base, tls |
+//! | 6 | run | base, config, http, route, keys, tunnel, store, tls, upstream, acme, edge, admin |
 //! | 6 | args | base |
-//! | 6 | main | base, config, http, route, keys, tunnel, tls, upstream, edge, admin, doctor, demo, run, args |
+//! | 6 | main | base, config, http, route, keys, tunnel, store, tls, upstream, acme, edge, admin, doctor, demo, trust, run, args |
 
+pub mod acme;
 pub mod admin;
 pub mod args;
 pub mod base;
@@ -34,6 +38,8 @@ pub mod http;
 pub mod keys;
 pub mod route;
 pub mod run;
+pub mod store;
 pub mod tls;
+pub mod trust;
 pub mod tunnel;
 pub mod upstream;
