@@ -68,6 +68,9 @@ pub enum Command {
     ///
     /// In the format of the file: included files joined, defaults filled in, secrets masked.
     Config,
+    /// Show, renew and rehearse certificates
+    #[command(subcommand)]
+    Cert(Cert),
     /// Say which site, rule and back end a request would get, and why
     #[command(
         after_help = "Example: doorward explain GET 'https://app.example.com/socket.io/?EIO=4' -H 'Upgrade: websocket'"
@@ -78,6 +81,43 @@ pub enum Command {
     /// Starts it on localhost, with a certificate of its own and two small back ends, a site and a chat over WebSocket,
     /// and prints the file that it uses.
     Demo(Demo),
+    /// Have this machine trust the local authority of `tls = "self-signed"`
+    ///
+    /// Shows each command that it takes and asks. The authority is the one in certs-dev beside the file, or in the
+    /// current folder when there is no file at the default place. It goes into the system's store (Debian, Fedora,
+    /// Arch, openSUSE; through sudo where that is needed) and into those of Chromium and Firefox. Exits with 0 when all
+    /// of them have it, and with 1 when not.
+    Trust(Trust),
+    /// Take back what `doorward trust` did
+    ///
+    /// Shows each command that it takes and asks. What other configurations had trusted stays, and is named.
+    Untrust(Untrust),
+}
+
+/// What to do about certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Cert {
+    /// Show every certificate of the file
+    ///
+    /// Its names, who issued it, until when it is valid, when it will be renewed and why then, and what went wrong last.
+    List,
+    /// Renew an automatic certificate now
+    ///
+    /// Asks the running server and waits for the outcome. The certificate in service stays until the new one is there.
+    /// What authorities allow in a week is not exceeded, whoever asks.
+    Renew(CertName),
+    /// Rehearse an order
+    ///
+    /// Says for each name whether it leads to this machine, then has the running server go through an order at the
+    /// authority's rehearsal directory (staging). What comes of it is not used.
+    Test(CertName),
+}
+
+/// Which certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct CertName {
+    /// One of its hosts, or its site
+    pub name: String,
 }
 
 /// Options of `check`.
@@ -106,6 +146,25 @@ pub struct Demo {
     /// The TLS port on localhost
     #[arg(long, default_value_t = 8443)]
     pub port: u16,
+}
+
+/// Options of `trust`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Trust {
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// Options of `untrust`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Untrust {
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Everything that bears Doorward's name, also that of folders that have gone
+    #[arg(long)]
+    pub all: bool,
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

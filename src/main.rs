@@ -9,13 +9,14 @@ use std::sync::mpsc;
 use clap::{CommandFactory, Parser};
 use tokio_util::sync::CancellationToken;
 
-use doorward::admin::control;
-use doorward::args::{Arguments, Command};
+use doorward::admin::control::{self, ControlError, Request};
+use doorward::args::{Arguments, Cert, Command, DEFAULT_CONFIG};
 use doorward::config::{self, Config};
 use doorward::demo::{self, DemoBackEnds};
 use doorward::doctor::{self, Severity};
 use doorward::run::source::Source;
-use doorward::run::{explain, start};
+use doorward::run::{automatic, explain, start};
+use doorward::trust;
 
 /// jemalloc gives the memory of a crowd that has left back to the system; glibc's malloc keeps it.
 #[global_allocator]
@@ -34,12 +35,19 @@ fn main() -> ExitCode {
     match arguments.command() {
         Some(Command::Run) => finish(start::run(Source::File(file.to_owned()), || ())),
         Some(Command::Check(options)) => check(file, options.offline),
-        Some(Command::Reload) => reload(file),
+        Some(Command::Reload) => ask(file, Request::Reload, "\nthe old configuration stays in force"),
+        Some(Command::Cert(Cert::List)) => list_certificates(file),
+        Some(Command::Cert(Cert::Renew(which))) => ask(file, Request::Renew(&which.name), ""),
+        Some(Command::Cert(Cert::Test(which))) => ask(file, Request::Test(&which.name), ""),
         Some(Command::Config) => show(file),
         Some(Command::Explain(asked)) => {
             with_config(file, |config| print(explain::explain(config, &asked.method, &asked.url, &asked.headers)))
         }
         Some(Command::Demo(options)) => finish(run_demo(options.port)),
+        Some(Command::Trust(options)) => change_trust(file, trust::Request::Trust, options.yes),
+        Some(Command::Untrust(options)) => {
+            change_trust(file, trust::Request::Untrust { all: options.all }, options.yes)
+        }
         None => {
             tell(<Arguments as CommandFactory>::command().render_help());
             ExitCode::from(2)
@@ -72,16 +80,27 @@ fn check(file: &Path, offline: bool) -> ExitCode {
     })
 }
 
-/// Waits for the outcome and fails when the file was not put in force.
-fn reload(file: &Path) -> ExitCode {
+/// Asks the running server, waits for the outcome, and fails when it is none; `kept` is what is so nevertheless.
+fn ask(file: &Path, request: Request<'_>, kept: &str) -> ExitCode {
     let uid = rustix::process::getuid().as_raw();
     let path = control::socket_path(file, &|name| std::env::var(name).ok(), uid);
-    match control::reload(&path) {
+    match control::ask(&path, request) {
         Ok(Ok(text)) => {
             say(&text);
             ExitCode::SUCCESS
         }
-        Ok(Err(text)) => fail(format!("{text}\nthe old configuration stays in force")),
+        Ok(Err(text)) => fail(format!("{text}{kept}")),
+        Err(error) => fail(error),
+    }
+}
+
+/// What the running server says, or, if none runs, what the file and the disk say.
+fn list_certificates(file: &Path) -> ExitCode {
+    let uid = rustix::process::getuid().as_raw();
+    let path = control::socket_path(file, &|name| std::env::var(name).ok(), uid);
+    match control::ask(&path, Request::List) {
+        Ok(outcome) => print(outcome),
+        Err(ControlError::NotRunning(_)) => with_config(file, |config| print(automatic::list(config))),
         Err(error) => fail(error),
     }
 }
@@ -91,6 +110,10 @@ fn show(file: &Path) -> ExitCode {
         say(config::show(config).trim_end());
         ExitCode::SUCCESS
     })
+}
+
+fn change_trust(file: &Path, request: trust::Request, yes: bool) -> ExitCode {
+    finish(trust::run(file, file == Path::new(DEFAULT_CONFIG), request, yes, &mut io::stdout()))
 }
 
 /// The real proxy in front of back ends of our own, which live on a thread beside it.

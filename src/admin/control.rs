@@ -1,23 +1,34 @@
-//! The control socket: a unix socket that `doorward reload` speaks to. Whoever may open it may reload; its folder is
-//! 0700 and its file 0600.
+//! The control socket: a unix socket that `doorward reload` and `doorward cert` speak to. Whoever may open it may
+//! reload; its folder is 0700 and its file 0600.
 //!
-//! One line in (`reload`), one line of outcome out (`ok` or `failed`), then text for the person who asked.
+//! One line in (`reload`, `cert list`, `cert renew NAME`, `cert test NAME`), one line of outcome out (`ok` or `failed`), then text
+//! for the person who asked.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use crate::acme::renewals::Renewals;
 
 /// How long a client of the socket may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a reload may take before the one who asked is told that it is still going on.
-const REPLY: Duration = Duration::from_secs(60);
+const RELOAD: Duration = Duration::from_secs(60);
+
+/// How long an order for a certificate may take: authorities think, and orders wait for one another.
+const ORDER: Duration = Duration::from_secs(20 * 60);
+
+/// Clients that are served at once; more wait.
+const AT_ONCE: usize = 16;
 
 /// What came of a request: a text for the person who asked.
 pub type Outcome = Result<String, String>;
@@ -93,19 +104,23 @@ impl ControlSocket {
         Ok(ControlSocket { listener, path })
     }
 
-    /// Serves one client after the other; each waits for the single writer anyway.
-    pub async fn serve(&self, reloads: mpsc::Sender<ReloadRequest>) {
+    /// Serves clients, until it is dropped; within a `LocalSet`. Reloads go to the single writer, one after the other.
+    pub async fn serve(&self, reloads: mpsc::Sender<ReloadRequest>, renewals: Arc<Renewals>) {
+        let mut clients = JoinSet::new();
         loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Err(error) = answer(stream, &reloads).await {
-                        tracing::debug!("control socket: {error}");
+            tokio::select! {
+                accepted = self.listener.accept(), if clients.len() < AT_ONCE => match accepted {
+                    Ok((stream, _)) => drop(clients.spawn_local(answer(stream, reloads.clone(), renewals.clone()))),
+                    Err(error) => {
+                        tracing::warn!("control socket: {error}");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
                     }
-                }
-                Err(error) => {
-                    tracing::warn!("control socket: {error}");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+                },
+                Some(ended) = clients.join_next(), if !clients.is_empty() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!("control socket: {error}"),
+                    Err(error) => tracing::error!("control socket: {error}"),
+                },
             }
         }
     }
@@ -117,24 +132,21 @@ impl Drop for ControlSocket {
     }
 }
 
-async fn answer(mut stream: UnixStream, reloads: &mpsc::Sender<ReloadRequest>) -> io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    reloads: mpsc::Sender<ReloadRequest>,
+    renewals: Arc<Renewals>,
+) -> io::Result<()> {
     let mut line = String::new();
-    let mut reader = tokio::io::BufReader::new((&mut stream).take(256));
+    let mut reader = tokio::io::BufReader::new((&mut stream).take(1024));
     tokio::time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
-    let outcome = match line.trim_end() {
-        "reload" => {
-            let (reply, outcome) = oneshot::channel();
-            if reloads.send(ReloadRequest { reply }).await.is_err() {
-                Err("doorward is stopping".to_owned())
-            } else {
-                match tokio::time::timeout(REPLY, outcome).await {
-                    Ok(Ok(outcome)) => outcome,
-                    Ok(Err(_)) => Err("doorward is stopping".to_owned()),
-                    Err(_) => Err(format!("the reload is not done after {} s; see the log", REPLY.as_secs())),
-                }
-            }
-        }
-        other => Err(format!("unknown request {other:?}; this doorward knows `reload`")),
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let outcome = match words.as_slice() {
+        ["reload"] => reload_by(&reloads).await,
+        ["cert", "list"] => Ok(renewals.list()),
+        ["cert", "renew", name] => within(ORDER, renewals.renew(name)).await,
+        ["cert", "test", name] => within(ORDER, renewals.test(name)).await,
+        _ => Err(format!("unknown request {:?}: the running doorward is of another version", line.trim_end())),
     };
     let text = match &outcome {
         Ok(text) => format!("ok\n{text}\n"),
@@ -143,15 +155,59 @@ async fn answer(mut stream: UnixStream, reloads: &mpsc::Sender<ReloadRequest>) -
     tokio::time::timeout(PATIENCE, stream.write_all(text.as_bytes())).await?
 }
 
-/// Asks the process behind `path` to reload and waits for the outcome.
-pub fn reload(path: &Path) -> Result<Outcome, ControlError> {
+async fn reload_by(reloads: &mpsc::Sender<ReloadRequest>) -> Outcome {
+    let (reply, outcome) = oneshot::channel();
+    if reloads.send(ReloadRequest { reply }).await.is_err() {
+        return Err("doorward is stopping".to_owned());
+    }
+    within(RELOAD, async { outcome.await.unwrap_or_else(|_| Err("doorward is stopping".to_owned())) }).await
+}
+
+async fn within(limit: Duration, outcome: impl Future<Output = Outcome>) -> Outcome {
+    let late = |_| Err(format!("it is not done after {} s; see the log", limit.as_secs()));
+    tokio::time::timeout(limit, outcome).await.unwrap_or_else(late)
+}
+
+/// What is asked of the process that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request<'a> {
+    /// Read the file again.
+    Reload,
+    /// Show the certificates.
+    List,
+    /// Renew the certificate of this host or site.
+    Renew(&'a str),
+    /// Rehearse an order for this host or site.
+    Test(&'a str),
+}
+
+impl Request<'_> {
+    fn line(self) -> String {
+        match self {
+            Request::Reload => "reload\n".to_owned(),
+            Request::List => "cert list\n".to_owned(),
+            Request::Renew(name) => format!("cert renew {name}\n"),
+            Request::Test(name) => format!("cert test {name}\n"),
+        }
+    }
+
+    fn patience(self) -> Duration {
+        match self {
+            Request::Reload | Request::List => RELOAD + PATIENCE,
+            Request::Renew(_) | Request::Test(_) => ORDER + PATIENCE,
+        }
+    }
+}
+
+/// Asks the process behind `path` and waits for the outcome.
+pub fn ask(path: &Path, request: Request<'_>) -> Result<Outcome, ControlError> {
     let mut stream = StdUnixStream::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning(path.to_owned()),
         _ => ControlError::Io { path: path.to_owned(), source: error },
     })?;
     let ask = |stream: &mut StdUnixStream| {
-        stream.set_read_timeout(Some(REPLY + PATIENCE))?;
-        stream.write_all(b"reload\n")?;
+        stream.set_read_timeout(Some(request.patience()))?;
+        stream.write_all(request.line().as_bytes())?;
         let mut reader = BufReader::new(stream);
         let (mut verdict, mut text) = (String::new(), String::new());
         reader.read_line(&mut verdict)?;
@@ -169,6 +225,10 @@ pub fn reload(path: &Path) -> Result<Outcome, ControlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::task::LocalSet;
+
+    use crate::keys::{Keys, LocalKeys};
+    use crate::tls::store::CertStore;
 
     #[test]
     fn the_socket_is_the_files_own_and_where_the_user_may_write() {
@@ -186,17 +246,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run").join("x.sock");
         let uid = rustix::process::getuid().as_raw();
-        assert!(matches!(reload(&path), Err(ControlError::NotRunning(_))));
+        assert!(matches!(ask(&path, Request::Reload), Err(ControlError::NotRunning(_))));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let socket = runtime.block_on(async { ControlSocket::bind(path.clone(), uid) }).unwrap();
+        let renewals = {
+            let keys: Arc<dyn Keys> = Arc::new(LocalKeys::new());
+            let certificates = Arc::new(CertStore::new(Arc::clone(&keys)));
+            Arc::new(Renewals::new(keys, Arc::default(), certificates))
+        };
         let (sender, mut receiver) = mpsc::channel::<ReloadRequest>(1);
         let asker = std::thread::spawn({
             let path = path.clone();
-            move || (reload(&path).unwrap(), reload(&path).unwrap())
+            move || {
+                let reloads = (ask(&path, Request::Reload).unwrap(), ask(&path, Request::Reload).unwrap());
+                let unknown = ask(&path, Request::Renew("a.example")).unwrap().unwrap_err();
+                assert_eq!(unknown, "no site has an automatic certificate");
+                reloads
+            }
         });
-        runtime.block_on(async {
+        LocalSet::new().block_on(&runtime, async {
             tokio::select! {
-                () = socket.serve(sender) => {}
+                () = socket.serve(sender, renewals) => {}
                 () = async {
                     receiver.recv().await.unwrap().reply.send(Ok("2 sites".into())).unwrap();
                     receiver.recv().await.unwrap().reply.send(Err("proxy.toml:3:1: no".into())).unwrap();

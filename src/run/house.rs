@@ -10,28 +10,29 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::acme::plan::Planned;
+use crate::acme::renewals::Renewals;
+use crate::acme::settings::Settings;
 use crate::base::address::ListenAddress;
-use crate::base::host::HostPattern;
-use crate::config::{self, Certificate, Config};
+use crate::config::{self, Config};
 use crate::edge::access::AccessLog;
 use crate::edge::listener::{self, BoundListener};
 use crate::edge::process::Process;
 use crate::edge::snapshot::{Snapshot, Surroundings, log_target};
 use crate::edge::worker::Command;
 use crate::http::request::Scheme;
+use crate::keys::{Keys, LocalKeys};
+use crate::run::automatic::{self, LocalFault};
 use crate::run::logs::{Logs, LogsError};
 use crate::run::source::Source;
 use crate::run::systemd;
-use crate::tls::local_ca::{self, LocalCaError};
-use crate::tls::pair::{self, with_causes};
+use crate::tls::challenges::Challenges;
+use crate::tls::pair::with_causes;
 use crate::tls::policy::{self, MinVersion, Policy, PolicyError};
-use crate::tls::store::{CertStore, CertificateProblem, Prepared, Serving, SiteCertificate};
+use crate::tls::store::{CertStore, CertificateProblem, Prepared, Serving};
 use crate::tls::tickets::Tickets;
 use crate::tunnel::register::TunnelInfo;
 use crate::upstream::http::BackEndRegister;
-
-/// The folder of the local CA, beside the file.
-const LOCAL_CA: &str = "certs-dev";
 
 /// What tunnels are closed with when their back end left the file (RFC 6455 and the IANA registry: "service restart").
 const SERVICE_RESTART: u16 = 1012;
@@ -45,6 +46,7 @@ pub struct House {
     /// What is listened on, and the port where the file says 0.
     listening: HashMap<ListenAddress, u16>,
     logs: Logs,
+    renewals: Arc<Renewals>,
 }
 
 /// Why a file cannot come into force. Printed as it is.
@@ -70,14 +72,9 @@ pub enum Refused {
         /// The address.
         address: ListenAddress,
     },
-    /// The local CA cannot be made.
-    #[error("site {site}: {source}")]
-    LocalCa {
-        /// The site.
-        site: String,
-        /// Why.
-        source: Box<LocalCaError>,
-    },
+    /// The local CA cannot make a certificate that the file newly wants.
+    #[error("{0}")]
+    LocalCa(Box<LocalFault>),
     /// The TLS settings cannot be put in force.
     #[error("[tls]: {}", with_causes(.0))]
     Tls(#[from] PolicyError),
@@ -106,7 +103,9 @@ fn hint(error: &std::io::Error) -> &'static str {
 struct Ready {
     snapshot: Snapshot,
     certificates: Prepared,
+    automatic: Option<(Settings, Vec<Planned>)>,
     problems: Vec<CertificateProblem>,
+    local: Vec<LocalFault>,
     bound: Vec<BoundListener>,
     ports: HashMap<ListenAddress, u16>,
 }
@@ -121,22 +120,25 @@ impl House {
         let config = source.load()?;
         let logs = Logs::start(config.log.level, log_target(&config.log.output))?;
         let access = AccessLog::start().map_err(Refused::Access)?;
-        let certificates = Arc::new(CertStore::new(Arc::new(crate::keys::LocalKeys::new())));
+        let keys: Arc<dyn Keys> = Arc::new(LocalKeys::new());
+        let certificates = Arc::new(CertStore::new(Arc::clone(&keys)));
+        let challenges = Arc::new(Challenges::default());
+        let renewals = Arc::new(Renewals::new(keys, challenges.clone(), certificates.clone()));
         let (tickets, back_ends) = (Arc::new(Tickets::new()), Arc::new(BackEndRegister::new()));
         let shared = Shared { certificates: &certificates, tickets: &tickets, back_ends: &back_ends, access: &access };
         let ready = prepare(&config, shared, &HashMap::new(), inherited)?;
         // At the start a site without a usable certificate refuses its own handshakes, and no other site notices.
-        for problem in &ready.problems {
-            tracing::error!("{problem}");
-        }
+        ready.local.iter().for_each(|fault| tracing::error!("{fault}"));
+        ready.problems.iter().for_each(|problem| tracing::error!("{problem}"));
         certificates.commit(ready.certificates);
+        renewals.assign(ready.automatic);
         let mut seed = [0; 8];
         // Ids need to differ, not to be secret; without randomness they start at zero.
         let _ = aws_lc_rs::rand::fill(&mut seed);
-        let process = Process::new(ready.snapshot, certificates, tickets, back_ends, access, u64::from_le_bytes(seed));
-        let house =
-            House { source, config, process: Arc::new(process), workers: Vec::new(), listening: ready.ports, logs };
-        Ok((house, ready.bound))
+        let seed = u64::from_le_bytes(seed);
+        let process = Process::new(ready.snapshot, certificates, challenges, tickets, back_ends, access, seed);
+        let (process, workers, listening) = (Arc::new(process), Vec::new(), ready.ports);
+        Ok((House { source, config, process, workers, listening, logs, renewals }, ready.bound))
     }
 
     /// Gives the workers their commands' channels and the first listeners.
@@ -172,10 +174,11 @@ impl House {
         };
         self.check_schemes(&config)?;
         let ready = prepare(&config, shared, &self.listening, Vec::new())?;
-        self.check_certificates(ready.problems)?;
+        self.check_certificates(ready.problems, ready.local)?;
         let shares = share(ready.bound, self.workers.len())?;
         self.logs.change(config.log.level, log_target(&config.log.output))?;
         self.process.certificates.commit(ready.certificates);
+        self.renewals.assign(ready.automatic);
         self.process.snapshot.store(Arc::new(ready.snapshot));
         let gone: Vec<ListenAddress> =
             self.listening.keys().filter(|address| !ready.ports.contains_key(address)).copied().collect();
@@ -192,15 +195,38 @@ impl House {
         Ok(format!("{} is in force: {}", self.source.path().display(), count(self.config.sites.len(), "site")))
     }
 
+    /// Who looks after the automatic certificates.
+    pub fn renewals(&self) -> &Arc<Renewals> {
+        &self.renewals
+    }
+
+    /// Names have gone apart from their site, or the local CA's certificates near their end: all are planned anew.
+    pub fn replan(&self) {
+        automatic::make_local(&self.config).iter().for_each(|fault| tracing::error!("{fault}"));
+        match automatic::wanted(&self.config) {
+            Ok(wanted) => {
+                for problem in self.process.certificates.apply(wanted.stored) {
+                    tracing::error!("{problem}");
+                }
+                self.renewals.assign(wanted.automatic);
+            }
+            Err(refused) => tracing::error!("the certificates cannot be planned anew: {refused}"),
+        }
+    }
+
     /// A pair that the file newly names and that cannot be used is a mistake in the file. One that was named before
-    /// and broke since is not: it must not keep other sites from being changed.
-    fn check_certificates(&self, problems: Vec<CertificateProblem>) -> Result<(), Refused> {
-        let known = |files: &pair::CertificateFiles| {
-            let same = |site: &config::Site| matches!(&site.certificate, Certificate::Files(f) if f.cert == files.cert && f.key == files.key);
-            self.config.sites.iter().any(same)
-        };
+    /// and broke since is not: it must not keep other sites from being changed. Nor is one that is not named at all, but
+    /// looked after here.
+    fn check_certificates(&self, problems: Vec<CertificateProblem>, local: Vec<LocalFault>) -> Result<(), Refused> {
+        for fault in local {
+            if !automatic::self_signed(&self.config).any(|site| site.name == fault.site) {
+                return Err(Refused::LocalCa(Box::new(fault)));
+            }
+            tracing::error!("{fault}");
+        }
         for problem in problems {
-            if problem.serving != Serving::Itself && !known(&problem.files) {
+            let known = problem.awaited || automatic::names(&self.config, &problem.files);
+            if problem.serving != Serving::Itself && !known {
                 return Err(Refused::Certificate(Box::new(problem)));
             }
             tracing::error!("{problem}");
@@ -309,7 +335,9 @@ fn prepare(
     inherited: Vec<(SocketAddr, TcpListener)>,
 ) -> Result<Ready, Refused> {
     let (bound, ports) = bind(config, listening, inherited)?;
-    let (certificates, problems) = shared.certificates.prepare(certificates(config)?);
+    let wanted = automatic::wanted(config)?;
+    let local = automatic::make_local(config);
+    let (certificates, problems) = shared.certificates.prepare(wanted.stored);
     let policy = Policy {
         h1: config.server.h1,
         h2: config.server.h2,
@@ -322,7 +350,7 @@ fn prepare(
     let tls = policy::server_config(&policy, shared.certificates.clone(), shared.tickets)?;
     let surroundings = Surroundings { ports: &ports, back_ends: shared.back_ends, tls, access: Some(shared.access) };
     let snapshot = Snapshot::build(config, surroundings)?;
-    Ok(Ready { snapshot, certificates, problems, bound, ports })
+    Ok(Ready { snapshot, certificates, automatic: wanted.automatic, problems, local, bound, ports })
 }
 
 /// Binds what is not listened on yet, or takes it from what was handed over.
@@ -358,23 +386,6 @@ fn bind(
         tracing::warn!("the socket unit hands over {local}, which [server] does not name: it is closed");
     }
     Ok((bound, ports))
-}
-
-/// What each site wants of the certificate store; the local CA's leaves are made here.
-fn certificates(config: &Config) -> Result<Vec<SiteCertificate>, Refused> {
-    let mut wanted = Vec::new();
-    for site in &config.sites {
-        let mut names = site.hosts.clone();
-        names.extend(site.aliases.iter().cloned().map(HostPattern::Exact));
-        let files = match &site.certificate {
-            Certificate::Off => continue,
-            Certificate::Files(files) => pair::CertificateFiles { cert: files.cert.clone(), key: files.key.clone() },
-            Certificate::SelfSigned => local_ca::issue(&config.folder.join(LOCAL_CA), &site.name, &names)
-                .map_err(|source| Refused::LocalCa { site: site.name.clone(), source: Box::new(source) })?,
-        };
-        wanted.push(SiteCertificate { site: site.name.clone(), names, default: site.default, files });
-    }
-    Ok(wanted)
 }
 
 fn count(n: usize, what: &str) -> String {

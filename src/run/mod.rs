@@ -1,5 +1,6 @@
 //! Layer 6: starting, the one writer of the snapshot, signals, and what an init system wants to hear.
 
+pub mod automatic;
 pub mod explain;
 pub mod house;
 pub mod logs;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::admin::control::{ControlSocket, ReloadRequest, socket_path};
 use crate::edge::worker::{self, Command};
@@ -12,6 +14,9 @@ use crate::run::house::{House, Refused};
 use crate::run::source::Source;
 use crate::run::systemd;
 use crate::tls::watch;
+
+/// How often the certificates of the local authority are looked at while nothing else happens.
+const LOCAL_LEAVES: Duration = Duration::from_secs(12 * 3600);
 
 /// Why the process could not start. Printed as it is.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +50,13 @@ pub fn run(source: Source, ready: impl FnOnce()) -> Result<(), StartError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(machine("the control runtime"))?;
     let (senders, handles): (Vec<_>, Vec<_>) = threads.into_iter().unzip();
-    let ended = runtime.block_on(async {
+    let ended = LocalSet::new().block_on(&runtime, async {
         house.open(senders, bound).await?;
         ready();
         control(&mut house, &name).await
     })?;
+    // A name that is being looked up is not waited for.
+    runtime.shutdown_background();
     // Whoever signals twice does not want to wait for workers either.
     if ended == Ended::Gracefully {
         for handle in handles {
@@ -102,9 +109,10 @@ async fn control(house: &mut House, file: &Path) -> Result<Ended, StartError> {
     let mut signals = Signals::new().map_err(machine("signal handlers"))?;
     let (reloads, mut requests) = mpsc::channel(4);
     let control = control_socket(file);
+    let renewals = house.renewals().clone();
     let serve_control = async {
         match &control {
-            Some(socket) => socket.serve(reloads.clone()).await,
+            Some(socket) => socket.serve(reloads.clone(), renewals.clone()).await,
             None => std::future::pending().await,
         }
     };
@@ -116,6 +124,8 @@ async fn control(house: &mut House, file: &Path) -> Result<Ended, StartError> {
         }
         std::future::pending::<()>().await
     };
+    let stop_renewals = CancellationToken::new();
+    let keeping = renewals.clone().start(stop_renewals.clone()).map_err(machine("the thread for certificates"))?;
     systemd::ready();
     tracing::info!("ready");
     let obey = async {
@@ -123,6 +133,9 @@ async fn control(house: &mut House, file: &Path) -> Result<Ended, StartError> {
             tokio::select! {
                 Some(request) = requests.recv() => reload(house, Some(request)).await,
                 Some(()) = signals.hangup.recv() => reload(house, None).await,
+                () = renewals.replanned() => house.replan(),
+                // The local authority's leaves are made anew before they end; nobody reloads a machine that just works.
+                () = tokio::time::sleep(LOCAL_LEAVES) => house.replan(),
                 Some(()) = signals.user1.recv() => house.reopen_logs(),
                 Some(()) = signals.user2.recv() => {
                     tracing::warn!("USR2: binary upgrade is not built yet; restart through a socket unit loses no connection");
@@ -140,7 +153,13 @@ async fn control(house: &mut House, file: &Path) -> Result<Ended, StartError> {
         () = watch_certificates => {}
         () = alive => {}
     }
-    Ok(stop(house, &mut signals).await)
+    stop_renewals.cancel();
+    let ended = stop(house, &mut signals).await;
+    // It ends hooks that are running; a second signal is not kept waiting.
+    if ended == Ended::Gracefully && keeping.join().is_err() {
+        tracing::error!("the thread for certificates panicked");
+    }
+    Ok(ended)
 }
 
 async fn reload(house: &mut House, request: Option<ReloadRequest>) {
