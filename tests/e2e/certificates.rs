@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustls_pki_types::CertificateDer;
 
 use crate::backend;
-use crate::harness::{BackEnd, Pair, Proxy, Raw, Socket, World, wait_until};
+use crate::harness::{BackEnd, Pair, Proxy, Raw, Socket, World, doorward, finish, wait_until};
 
 /// A changed certificate must be in use this soon.
 const SWAP: Duration = Duration::from_secs(2);
@@ -134,7 +134,7 @@ fn every_kind_of_key_is_served() {
             command.args(["-pkeyopt", "ec_paramgen_curve:P-256"]);
         }
         command.arg("-out").arg(&cert).arg("-keyout").arg(&key);
-        let made = crate::harness::finish("openssl", &mut command);
+        let made = finish("openssl", &mut command);
         assert_eq!(made.code, 0, "{}", made.said());
         let (_backend, proxy) = start(&world, &format!("tls = {{ cert = {cert:?}, key = {key:?} }}"));
         for version in ["--tlsv1.2", "--tlsv1.3"] {
@@ -155,6 +155,57 @@ fn old_versions_of_tls_are_refused() {
     let error = proxy.curl("app.test").arg("--tlsv1.2").arg("--tls-max").arg("1.2").send("/");
     assert!(error.is_err(), "TLS 1.2 passed");
     proxy.curl("app.test").arg("--tlsv1.3").get("/").expect(200);
+}
+
+#[test]
+fn a_local_authority_that_cannot_be_made_refuses_its_own_sites_alone() {
+    let world = World::new();
+    let backend = BackEnd::start();
+    let local = |name: &str| {
+        format!("[site.{name}]\nhosts = [\"{name}.test\"]\ntls = \"self-signed\"\nupstream = {:?}\n", backend.url())
+    };
+    let file = format!("{}[site.app]\nhosts = [\"app.test\"]\nupstream = {:?}\n", world.head(), backend.url());
+    let folder = world.write("certs-dev", "no folder");
+    let mut proxy = Proxy::start(&world, &(file.clone() + &local("local")));
+    proxy.curl("app.test").get("/").expect(200);
+    assert!(Raw::try_tls(&world, proxy.https(), "local.test", &[]).is_err(), "another site's certificate leaked");
+    let line = proxy.running.wait_line("a word about the local CA", |line| line.contains("no local certificate"));
+    assert!(line.contains("site local") && line.contains("certs-dev"), "{line}");
+    // What was so before keeps nobody from changing the file; what is new is a mistake in it.
+    proxy.rewrite(&(file.replace("\"app.test\"", "\"app.test\", \"more.test\"") + &local("local")));
+    let reloaded = proxy.reload();
+    assert_eq!(reloaded.code, 0, "{}", reloaded.said());
+    proxy.rewrite(&(file.clone() + &local("local") + &local("other")));
+    let reloaded = proxy.reload();
+    assert_ne!(reloaded.code, 0, "{}", reloaded.said());
+    assert!(reloaded.said().contains("site other"), "{}", reloaded.said());
+    // Mended.
+    std::fs::remove_file(folder).unwrap();
+    assert_eq!(proxy.reload().code, 0);
+    for host in ["local.test", "other.test"] {
+        let ca = world.path("certs-dev/ca.pem");
+        proxy.curl(host).arg("--cacert").arg(ca.display().to_string()).get("/").expect(200);
+    }
+}
+
+#[test]
+fn a_list_without_a_server_writes_nothing() {
+    let world = World::new();
+    let storage = world.path("acme");
+    let file = world.write(
+        "proxy.toml",
+        format!(
+            "[acme]\nstorage = {storage:?}\ndirectory = \"https://127.0.0.1:9/\"\n\
+             [site.local]\nhosts = [\"local.test\"]\ntls = \"self-signed\"\nupstream = \"http://127.0.0.1:9\"\n\
+             [site.auto]\nhosts = [\"a.example.com\"]\nupstream = \"http://127.0.0.1:9\"\n"
+        ),
+    );
+    let listed = finish("doorward", doorward().args(["cert", "list", "-c"]).arg(&file));
+    assert_eq!(listed.code, 0, "{}", listed.said());
+    assert!(listed.stdout.contains("sites    local") && listed.stdout.contains("sites    auto"), "{}", listed.stdout);
+    for path in [storage, world.path("acme.ledger"), world.path("certs-dev")] {
+        assert!(!path.exists(), "{}", path.display());
+    }
 }
 
 #[test]
@@ -205,7 +256,7 @@ fn a_session_is_resumed_after_a_reload() {
         let mut command = std::process::Command::new("openssl");
         command.args(["s_client", "-connect", &format!("127.0.0.1:{}", proxy.https()), "-servername", "app.test"]);
         command.arg("-CAfile").arg(world.ca()).args(["-tls1_2", flag]).arg(&session);
-        crate::harness::finish("openssl", &mut command).said()
+        finish("openssl", &mut command).said()
     };
     let first = connect("-sess_out");
     assert!(first.contains("New, TLSv1.2"), "{first}");

@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::os::unix::fs::PermissionsExt;
+
 use crate::backend;
 use crate::harness::{BackEnd, Finished, World, doorward, finish};
 
@@ -72,6 +74,34 @@ fn check_notices_a_port_that_is_taken() {
     let end = run(&world, &["run", "-c", "proxy.toml"]);
     assert_ne!(end.code, 0);
     assert!(end.said().contains(&address), "{}", end.said());
+}
+
+#[test]
+fn check_looks_at_what_automatic_certificates_need() {
+    let world = World::new();
+    let text = "[server]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\n\
+                [acme]\nstorage = \"state/acme\"\ndns_hook = \"hooks/dns\"\n\
+                [site.app]\nhosts = [\"*.no-such-name.example.com\"]\nredirect = [{ from = \"/*\", to = \"/x\" }]\n";
+    world.write("proxy.toml", text);
+    assert_eq!(run(&world, &["check", "--offline", "-c", "proxy.toml"]).code, 0);
+    let end = run(&world, &["check", "-c", "proxy.toml"]);
+    assert_eq!(end.code, 1, "{}", end.said());
+    assert!(end.said().contains("`dns_hook`") && end.said().contains("hooks/dns"), "{}", end.said());
+
+    // A name that nobody finds is no reason to refuse: its record may come later.
+    let unknown = text.replace("*.no-such-name", "no-such-name").replace("dns_hook", "# dns_hook");
+    world.write("proxy.toml", &unknown);
+    let end = run(&world, &["check", "-c", "proxy.toml"]);
+    assert_eq!(end.code, 0, "{}", end.said());
+    assert!(end.said().contains("no-such-name.example.com has no address"), "{}", end.said());
+    assert!(!world.path("state").exists(), "a check makes nothing");
+
+    let storage = world.path("state/acme");
+    std::fs::create_dir_all(&storage).unwrap();
+    std::fs::set_permissions(&storage, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let end = run(&world, &["check", "-c", "proxy.toml"]);
+    assert_eq!(end.code, 1, "{}", end.said());
+    assert!(end.said().contains("others may write to"), "{}", end.said());
 }
 
 #[test]

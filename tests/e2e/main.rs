@@ -10,15 +10,21 @@
     reason = "a test that meets the unexpected has to fail"
 )]
 
+#[path = "../authority/mod.rs"]
+mod authority;
 mod harness;
 
+mod acme;
+mod acme_authority;
 mod ambiguous;
 mod backend;
 mod browser;
 mod bulk;
+mod certificate_faults;
 mod certificates;
 mod commands;
 mod demo;
+mod dns_hook;
 mod echo;
 mod files;
 mod laravel;
@@ -34,3 +40,4 @@ mod socketio;
 mod sockets;
 mod stream;
 mod systemd;
+mod trust;

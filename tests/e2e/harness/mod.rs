@@ -2,7 +2,9 @@
 
 mod backend;
 mod curl;
+mod load;
 mod neighbour;
+mod pebble;
 mod process;
 mod proxy;
 mod raw;
@@ -12,10 +14,12 @@ mod world;
 
 pub use backend::BackEnd;
 pub use curl::Curl;
+pub use load::Load;
 pub use neighbour::{Fpm, Node, Redis, Waiting, program, run_node};
+pub use pebble::{Pebble, Temper};
 pub use process::{Finished, Running, finish};
-pub use proxy::{Proxy, binary, doorward};
+pub use proxy::{Proxy, binary, doorward, doorward_bound_by_modes};
 pub use raw::{Raw, status};
-pub use wait::{SOON, wait_for, wait_until};
+pub use wait::{SOON, promised, wait_for, wait_until};
 pub use websocket::Socket;
-pub use world::{Pair, World, free_port};
+pub use world::{Issued, Pair, World, free_port};

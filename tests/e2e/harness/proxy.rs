@@ -28,10 +28,15 @@ impl Proxy {
 
     /// The same, with a say in how it is started.
     pub fn start_with(world: &World, toml: &str, prepare: impl FnOnce(&mut Command)) -> Proxy {
-        let config = world.write("proxy.toml", toml);
         let mut command = doorward();
-        command.args(["run", "-c"]).arg(&config).current_dir(world.path(""));
         prepare(&mut command);
+        Proxy::start_command(world, toml, command)
+    }
+
+    /// The same by a command of the caller's, to which `run -c FILE` is added.
+    pub fn start_command(world: &World, toml: &str, mut command: Command) -> Proxy {
+        let config = world.write("proxy.toml", toml);
+        command.args(["run", "-c"]).arg(&config).current_dir(world.path(""));
         Proxy::watch(world, Running::start("doorward", &mut command))
     }
 
@@ -111,7 +116,22 @@ pub fn binary() -> OsString {
 
 /// A command of the binary under test.
 pub fn doorward() -> Command {
-    let mut command = Command::new(binary());
+    without_systemd(Command::new(binary()))
+}
+
+/// The same, bound by the modes of files as any service is that does not run as root: root's power to read everything
+/// is taken away first, where the tests have it.
+pub fn doorward_bound_by_modes() -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return doorward();
+    }
+    let mut command = Command::new("setpriv");
+    let powers = "-dac_override,-dac_read_search";
+    command.args(["--bounding-set", powers, "--inh-caps", powers]).arg(binary());
+    without_systemd(command)
+}
+
+fn without_systemd(mut command: Command) -> Command {
     command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("LISTEN_PID");
     command
 }

@@ -34,9 +34,14 @@ impl Raw {
     pub fn try_tls(world: &World, port: u16, host: &str, alpn: &[&str]) -> std::io::Result<Raw> {
         let mut config = client_config(world);
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Raw::with_config(Arc::new(config), port, host)
+    }
+
+    /// A TLS connection of a client that is set up already.
+    pub fn with_config(config: Arc<ClientConfig>, port: u16, host: &str) -> std::io::Result<Raw> {
         let name = ServerName::try_from(host.to_owned()).unwrap();
-        let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut socket = connect(port);
+        let mut connection = ClientConnection::new(config, name).unwrap();
+        let mut socket = connect(port)?;
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
@@ -45,7 +50,7 @@ impl Raw {
 
     /// A connection without TLS.
     pub fn plain(port: u16) -> Raw {
-        Raw { stream: Stream::Plain(connect(port)), buffer: Vec::new() }
+        Raw { stream: Stream::Plain(connect(port).unwrap()), buffer: Vec::new() }
     }
 
     /// The leaf that the server showed.
@@ -162,17 +167,20 @@ pub fn status(head: &str) -> u16 {
     head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
-fn connect(port: u16) -> TcpStream {
-    let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.set_write_timeout(Some(PATIENCE)).unwrap();
-    socket.set_nodelay(true).unwrap();
-    socket
+fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let socket = TcpStream::connect(("127.0.0.1", port))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
 }
 
-fn client_config(world: &World) -> ClientConfig {
+/// A client that trusts the test's authority.
+pub fn client_config(world: &World) -> ClientConfig {
     let mut roots = RootCertStore::empty();
-    roots.add(world.root()).unwrap();
+    for root in world.roots() {
+        roots.add(root).unwrap();
+    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

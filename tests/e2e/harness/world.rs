@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tempfile::TempDir;
 
@@ -24,6 +24,16 @@ pub struct Pair {
     pub cert: PathBuf,
     /// The key.
     pub key: PathBuf,
+}
+
+/// A certificate chain and its key that are nowhere yet.
+pub struct Issued {
+    /// The chain in PEM.
+    pub cert: String,
+    /// The key in PEM.
+    pub key: String,
+    /// The chain's first certificate.
+    pub leaf: CertificateDer<'static>,
 }
 
 impl World {
@@ -58,22 +68,44 @@ impl World {
         self.path("ca.pem")
     }
 
-    /// The authority's certificate, for clients in this process.
-    pub fn root(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).unwrap()
+    /// The certificates that this test's clients trust.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_file_iter(self.ca()).unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    /// Clients of this test trust the certificate `pem` from now on, too.
+    pub fn trust(&self, pem: &str) {
+        let roots = std::fs::read_to_string(self.ca()).unwrap();
+        std::fs::write(self.ca(), roots + pem).unwrap();
     }
 
     /// Makes (or replaces) the pair `name`: a fresh key and a leaf for `hosts`. Each file is written in place.
     pub fn certificate(&self, name: &str, hosts: &[&str]) -> Pair {
-        let key = KeyPair::generate().unwrap();
-        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let leaf = CertificateParams::new(hosts).unwrap().signed_by(&key, &self.authority).unwrap();
+        let issued = self.issue(hosts, |_| ());
         let pair = Pair {
-            cert: self.write(&format!("{name}.pem"), leaf.pem() + &self.authority.pem()),
-            key: self.write(&format!("{name}.key"), key.serialize_pem()),
+            cert: self.write(&format!("{name}.pem"), &issued.cert),
+            key: self.write(&format!("{name}.key"), &issued.key),
         };
         std::fs::set_permissions(&pair.key, Permissions::from_mode(0o600)).unwrap();
         pair
+    }
+
+    /// Makes a pair in memory: a fresh key and a leaf for `hosts`, with a say in what the leaf is.
+    pub fn issue(&self, hosts: &[&str], adapt: impl FnOnce(&mut CertificateParams)) -> Issued {
+        let (leaf, key) = signed(&self.authority, hosts, adapt);
+        Issued { cert: leaf.pem() + &self.authority.pem(), key: key.serialize_pem(), leaf: leaf.into() }
+    }
+
+    /// The same with an authority between the test's own and the leaf, as public authorities have it: the chain is
+    /// leaf, intermediate, root.
+    pub fn issue_by_intermediate(&self, hosts: &[&str]) -> Issued {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.distinguished_name.push(DnType::CommonName, "Doorward's tests, intermediate");
+        let between = CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.authority).unwrap();
+        let (leaf, key) = signed(&between, hosts, |_| ());
+        let cert = leaf.pem() + &between.pem() + &self.authority.pem();
+        Issued { cert, key: key.serialize_pem(), leaf: leaf.into() }
     }
 
     /// `[server]` and `[tls]` as nearly every test wants them: free ports and the pair `site`.
@@ -97,6 +129,18 @@ impl World {
         copy_tree(&neighbours().join(neighbour), &to);
         to
     }
+}
+
+fn signed(
+    issuer: &CertifiedIssuer<'static, KeyPair>,
+    hosts: &[&str],
+    adapt: impl FnOnce(&mut CertificateParams),
+) -> (Certificate, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+    let mut params = CertificateParams::new(hosts).unwrap();
+    adapt(&mut params);
+    (params.signed_by(&key, issuer).unwrap(), key)
 }
 
 /// tests/neighbours
