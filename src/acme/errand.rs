@@ -77,6 +77,11 @@ struct Sight {
 }
 
 impl Sight {
+    /// How often in a row authorities were asked in vain.
+    fn times(&self) -> u32 {
+        self.state.failure.as_ref().map_or(0, |failure| failure.times)
+    }
+
     /// Nothing is to be done before its renewal.
     fn at_rest(&self, now: SystemTime) -> Visited {
         let renewal = self.state.renewal.as_ref().map(|renewal| renewal.at.time() + Duration::from_secs(1));
@@ -102,8 +107,8 @@ impl Errand {
                 return Visited { next: now + BUSY, told };
             }
             Err(error) => {
-                let times = sight.state.failure.as_ref().map_or(0, |failure| failure.times);
-                return self.failed(&folder, sight, Setback::of(Failure::storage(error), times));
+                let setback = Setback::of(Failure::storage(error), sight.times());
+                return self.failed(&folder, sight, setback);
             }
         };
         // Once more under the lock: another process may just have done it.
@@ -164,7 +169,7 @@ impl Errand {
         let settings = &self.desk.settings;
         let mut state = State::parse(folder.read_state().ok().flatten().as_deref());
         let (cert, key) = folder.live();
-        let (live, mut reason) = match Live::read(self.renewals.keys(), &CertificateFiles { cert, key }) {
+        let (live, mut reason) = match Live::read(self.renewals.keys().as_ref(), &CertificateFiles { cert, key }) {
             Ok(Some(live)) => {
                 let reason = live.reason(&self.planned, &state, settings, now);
                 (Some(live), reason)
@@ -199,10 +204,10 @@ impl Errand {
 
     /// Asks one authority after the other. `Ok` is the directory of the one that certified.
     async fn order(&self, folder: &CertificateFolder, sight: &Sight, reason: &Reason) -> Result<String, Setback> {
-        let times = sight.state.failure.as_ref().map_or(0, |failure| failure.times);
+        let times = sight.times();
         if !is_due(NOT_BEFORE, Duration::MAX, SystemTime::now()) {
             let what = "this machine's clock is wrong, and nothing can be ordered until it is right";
-            return Err(Setback::of(Failure::new(FailureKind::Key, what), times));
+            return Err(Setback::of(Failure::new(FailureKind::Clock, what), times));
         }
         self.desk.storage.check_room().map_err(|error| Setback::of(Failure::storage(error), times))?;
         // The semaphore is never closed.
@@ -260,7 +265,7 @@ impl Errand {
         let client = self.desk.client(authority).await?;
         tracing::info!(names = self.names(), authority = url, "ordering a certificate: {reason}");
         let may_order = || Ok(ledger.begin(url, names, self.is_by_hand(), SystemTime::now())?);
-        let (keys, challenges) = (self.renewals.shared_keys(), self.renewals.challenges());
+        let (keys, challenges) = (self.renewals.keys(), self.renewals.challenges());
         match obtain(&client, &wanted, folder, keys, challenges, &may_order).await {
             Ok(obtained) => {
                 note(ledger, obtained.attempt.as_ref(), Outcome::Issued { due: self.due(folder) });
@@ -276,7 +281,7 @@ impl Errand {
     /// When the certificate that has just come will be renewed.
     fn due(&self, folder: &CertificateFolder) -> SystemTime {
         let (cert, key) = folder.live();
-        match Live::read(self.renewals.keys(), &CertificateFiles { cert, key }) {
+        match Live::read(self.renewals.keys().as_ref(), &CertificateFiles { cert, key }) {
             Ok(Some(live)) => by_age(live.life, self.desk.settings.renew_before, 0),
             _ => SystemTime::now(),
         }
@@ -287,7 +292,7 @@ impl Errand {
         let (cert, key) = folder.live();
         let mut state = State { authority: Some(authority), ..State::default() };
         let mut told = format!("{}: a new certificate is in service", self.names());
-        if let Ok(Some(live)) = Live::read(self.renewals.keys(), &CertificateFiles { cert, key }) {
+        if let Ok(Some(live)) = Live::read(self.renewals.keys().as_ref(), &CertificateFiles { cert, key }) {
             state.renewal = Some(live.shown(&state, &self.desk.settings));
             told = format!("{told}, valid until {}", httpdate::fmt_http_date(live.life.not_after));
         }

@@ -37,6 +37,8 @@ pub enum FailureKind {
     /// What the authority issued is not valid yet by this machine's clock, which is likely to be behind. The order is
     /// kept, and its certificate is fetched again by the next attempt; another authority would see the same clock.
     NotYetValid,
+    /// Nobody was asked: this machine's clock is behind the year that this program was written in.
+    Clock,
     /// Nobody was asked: the ledger says it is too early.
     Wait,
 }

@@ -2,8 +2,8 @@
 //! directory or stuck clock burns the limits of a certificate authority.
 //!
 //! It is kept twice, in the storage and beside it, and the union of both is read: losing one loses nothing. A copy that
-//! cannot be read is set aside, and a running process writes again what it knows. When nothing is left although certificates or accounts are, everything counts as failed
-//! once just now: that is a minute's wait, not a flood and not the end.
+//! cannot be read is set aside, and a running process writes again what it knows. When nothing is left although
+//! certificates or accounts are, everything counts as failed once just now: a minute's wait, no flood and not the end.
 //!
 //! # The rules
 //!
@@ -37,6 +37,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+pub(super) use self::rules::wait_after;
 
 use self::book::{Book, EndResult};
 use crate::base::certified_name::CertifiedName;

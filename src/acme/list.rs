@@ -1,6 +1,7 @@
 //! `doorward cert list`: every certificate that is served or awaited, with what is known about its future.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::live::Live;
@@ -10,7 +11,7 @@ use super::state::State;
 use crate::base::certified_name::CertifiedName;
 use crate::base::clock::{date, minute};
 use crate::keys::Keys;
-use crate::store::Storage;
+use crate::store::{Storage, live_files};
 use crate::tls::local_ca;
 use crate::tls::store::CertificateStatus;
 
@@ -105,8 +106,8 @@ fn read_state(storage: Option<&Storage>, planned: &Planned) -> State {
 }
 
 /// How the path of its chain ends.
-fn tail_of(planned: &Planned) -> std::path::PathBuf {
-    std::path::Path::new("certificates").join(planned.label()).join("live").join("fullchain.pem")
+fn tail_of(planned: &Planned) -> PathBuf {
+    live_files(Path::new(""), &planned.label()).0
 }
 
 fn left(end: SystemTime, now: SystemTime) -> String {

@@ -26,7 +26,6 @@ mod place;
 pub mod plan;
 pub mod preflight;
 mod proof;
-mod public;
 mod rehearsal;
 pub mod renewals;
 mod roots;

@@ -9,10 +9,10 @@ use super::ledger::{Ledger, Outcome};
 use super::order::{Wanted, obtain};
 use super::plan::Planned;
 use super::preflight::preflight;
-use super::public;
 use super::renewals::Renewals;
 use super::settings::{Authority, Settings};
 use crate::base::certified_name::CertifiedName;
+use crate::base::public_authority;
 use crate::tls::pair::with_causes;
 
 /// Looks whether the names lead here, then orders from the rehearsal directory of each authority (one of one's own is its
@@ -25,7 +25,7 @@ pub(super) async fn rehearse(real: &Desk, planned: &Planned, renewals: &Renewals
     let desk = Desk::open(settings).map_err(|error| with_causes(&error))?;
     let mut failed = false;
     for authority in &desk.settings.authorities {
-        let directory = match public::known(&authority.directory) {
+        let directory = match public_authority::production(&authority.directory) {
             // What it is asked counts, rehearsal or not: that is for the ledger of the real orders.
             None => (authority.directory.clone(), &real.ledger),
             Some(known) => match known.rehearsal {
@@ -59,7 +59,7 @@ async fn order(
     renewals: &Renewals,
 ) -> Result<(), Failure> {
     let (names, url) = (&planned.names, authority.directory.as_str());
-    let (keys, challenges) = (renewals.shared_keys(), renewals.challenges());
+    let (keys, challenges) = (renewals.keys(), renewals.challenges());
     let folder = desk.storage.certificate(&planned.label());
     let lock = folder.try_lock().map_err(Failure::storage)?;
     let _lock = lock.ok_or_else(|| Failure::storage("another rehearsal for these names is under way"))?;

@@ -163,18 +163,14 @@ impl Renewals {
     pub fn list(&self) -> String {
         let assignment = self.assignment.load_full();
         let automatic = assignment.as_ref().map(|it| (&it.settings, it.planned.as_slice()));
-        let certificates = list(&self.certificates.certificates(), automatic, self.keys(), SystemTime::now());
+        let certificates = list(&self.certificates.certificates(), automatic, self.keys.as_ref(), SystemTime::now());
         match self.closed.load_full() {
             Some(why) => format!("no certificate can be ordered: {why}\n\n{certificates}"),
             None => certificates,
         }
     }
 
-    pub(super) fn keys(&self) -> &dyn Keys {
-        self.keys.as_ref()
-    }
-
-    pub(super) fn shared_keys(&self) -> &Arc<dyn Keys> {
+    pub(super) fn keys(&self) -> &Arc<dyn Keys> {
         &self.keys
     }
 

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use super::failure::{Failure, FailureKind};
+use super::ledger::wait_after;
 
-/// How long after a failed order the next one may be placed, by the number of failures in a row.
-const BACK_OFF: [u64; 7] = [60, 300, 900, 3600, 3 * 3600, 6 * 3600, 12 * 3600];
+/// How soon is looked again at what only this machine is to blame for.
+const OWN_FAULT: Duration = Duration::from_secs(60);
+/// How soon a certificate that is not valid yet is looked at again.
+const CLOCK: Duration = Duration::from_secs(300);
 
 /// What all authorities together came to.
 pub(super) struct Setback {
@@ -20,15 +23,16 @@ pub(super) struct Setback {
 impl Setback {
     /// After `times` others in a row.
     pub fn of(failure: Failure, times: u32) -> Setback {
+        use FailureKind::{Clock, Key, NotYetValid, Storage, Wait};
         let (times, back_off) = match failure.kind {
             // Nobody was asked: looking again costs nobody anything, and says nothing of the authority.
-            FailureKind::Storage | FailureKind::Key => (times, BACK_OFF[0]),
-            FailureKind::Wait => (times, 0),
+            Storage | Key | Clock => (times, OWN_FAULT),
+            Wait => (times, Duration::ZERO),
             // The certificate is there: it is the clock that is waited for.
-            FailureKind::NotYetValid => (times, BACK_OFF[1]),
-            _ => (times.saturating_add(1), *BACK_OFF.get(times as usize).unwrap_or(&BACK_OFF[6])),
+            NotYetValid => (times, CLOCK),
+            _ => (times.saturating_add(1), Duration::from_millis(wait_after(times as usize))),
         };
-        let wait = Duration::from_secs(back_off).max(failure.retry_after.unwrap_or_default());
+        let wait = back_off.max(failure.retry_after.unwrap_or_default());
         Setback { failure, wait, times }
     }
 
@@ -54,14 +58,16 @@ mod tests {
 
     #[test]
     fn the_wait_grows_while_authorities_are_asked_in_vain() {
-        use FailureKind::{Storage, Unreachable, Wait};
+        use FailureKind::{Clock, NotYetValid, Storage, Unreachable, Wait};
         for (kind, retry_after, before, wait, times) in [
             (Unreachable, None, 0, 60, 1),
             (Unreachable, None, 1, 300, 2),
-            (Unreachable, None, 100, 12 * 3600, 101),
+            (Unreachable, None, 100, 24 * 3600, 101),
             (Unreachable, Some(7200), 1, 7200, 2),
             // Nobody was asked.
             (Storage, None, 9, 60, 9),
+            (Clock, None, 9, 60, 9),
+            (NotYetValid, None, 9, 300, 9),
             (Wait, Some(90), 9, 90, 9),
         ] {
             let setback = setback(kind, retry_after, before);

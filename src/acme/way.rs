@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::failure::{Failure, FailureKind};
 use super::preflight::{Finding, Verdict, preflight};
-use super::public;
 use super::settings::Authority;
 use crate::base::certified_name::CertifiedName;
+use crate::base::public_authority;
 use crate::tls::challenges::Challenges;
 
 /// Does each of `names` resolve, does port 80 reach this process? Told in one line each. A name without any address
@@ -19,7 +19,7 @@ pub(super) async fn check(
     authority: &Authority,
     challenges: &Arc<Challenges>,
 ) -> Result<(), Failure> {
-    if authority.directory.contains("staging") {
+    if public_authority::rehearsing(&authority.directory).is_some() {
         return Ok(());
     }
     let findings = preflight(names, 80, challenges).await;
@@ -28,7 +28,7 @@ pub(super) async fn check(
     }
     let unresolved = |finding: &&Finding| matches!(finding.verdict, Verdict::Unresolved { .. });
     let lost: Vec<&Finding> = findings.iter().filter(unresolved).collect();
-    if lost.is_empty() || public::known(&authority.directory).is_none() {
+    if lost.is_empty() || public_authority::production(&authority.directory).is_none() {
         return Ok(());
     }
     let mut failure = Failure::new(FailureKind::Validation, "nothing was ordered");

@@ -7,4 +7,5 @@ pub mod fault;
 pub mod host;
 pub mod network;
 pub mod pattern;
+pub mod public_authority;
 pub mod units;

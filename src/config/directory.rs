@@ -13,35 +13,18 @@ use super::model::{Directory, ExternalAccount};
 use super::tree::Value;
 use super::words::closest;
 use crate::base::host::Authority;
+use crate::base::public_authority::{self, PUBLIC, PublicAuthority};
 
-const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const LETS_ENCRYPT: &str = PUBLIC[0].directory;
 
-/// Authorities that have a name here.
-const NAMES: [(&str, &str); 4] = [
-    ("letsencrypt", LETS_ENCRYPT),
-    ("staging", "https://acme-staging-v02.api.letsencrypt.org/directory"),
-    ("zerossl", "https://acme.zerossl.com/v2/DV90"),
-    ("google", "https://dv.acme-v02.api.pki.goog/directory"),
-];
-
-/// A well-known authority: it certifies names of the Internet alone.
-struct Public {
-    host: &'static str,
-    /// Where the external account is got that it asks for; empty where it asks for none.
-    account: &'static str,
+/// What a directory may be called: the name of a public authority, and one rehearsal's.
+fn named(text: &str) -> Option<&'static str> {
+    let public = PUBLIC.iter().find(|public| public.name == text).map(|public| public.directory);
+    public.or(PUBLIC[0].rehearsal.filter(|_| text == STAGING))
 }
 
-const GOOGLE: &str = "`gcloud publicca external-account-keys create` makes one: keyId is kid, b64MacKey is hmac_key";
-const PUBLIC: [Public; 5] = [
-    Public { host: "acme-v02.api.letsencrypt.org", account: "" },
-    Public { host: "acme-staging-v02.api.letsencrypt.org", account: "" },
-    Public {
-        host: "acme.zerossl.com",
-        account: "https://app.zerossl.com/developer makes one, under \"EAB Credentials for ACME Clients\"",
-    },
-    Public { host: "dv.acme-v02.api.pki.goog", account: GOOGLE },
-    Public { host: "dv.acme-v02.test-api.pki.goog", account: GOOGLE },
-];
+/// Let's Encrypt's rehearsal.
+const STAGING: &str = "staging";
 
 /// What `directory` and the keys beside it say.
 pub(super) struct Directories {
@@ -148,8 +131,8 @@ fn element(item: &Item<'_>) -> Option<Directory> {
 /// The URL that is written, or that a name stands for.
 fn url(item: &Item<'_>) -> Option<String> {
     let text = item.text()?;
-    if let Some((_, url)) = NAMES.iter().find(|(name, _)| *name == text) {
-        return Some((*url).to_owned());
+    if let Some(url) = named(text) {
+        return Some(url.to_owned());
     }
     // RFC 8555, section 6.1: each ACME function is accomplished by requests over HTTPS.
     if let Some(rest) = text.strip_prefix("http://") {
@@ -160,7 +143,7 @@ fn url(item: &Item<'_>) -> Option<String> {
         return None;
     }
     let Some(rest) = text.strip_prefix("https://") else {
-        let help = match closest(text, NAMES.iter().map(|(name, _)| *name)) {
+        let help = match closest(text, PUBLIC.iter().map(|public| public.name).chain([STAGING])) {
             Some(name) => format!("did you mean \"{name}\"?"),
             None => "write a URL, such as \"https://ca.internal/acme/directory\", or a name: \"letsencrypt\", \"staging\",\n\"zerossl\" or \"google\"".to_owned(),
         };
@@ -175,10 +158,8 @@ fn url(item: &Item<'_>) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn public_authority(url: &str) -> Option<&'static Public> {
-    let host = url.strip_prefix("https://")?.split(['/', '?']).next()?;
-    let host = Authority::parse(host).ok()?.host;
-    PUBLIC.iter().find(|public| public.host == host.as_str())
+fn public_authority(url: &str) -> Option<&'static PublicAuthority> {
+    public_authority::production(url).or_else(|| public_authority::rehearsing(url))
 }
 
 impl Beside {
@@ -192,11 +173,10 @@ impl Beside {
         if let Some(None) = self.eab
             && let Some(public) = public_authority(&url).filter(|public| !public.account.is_empty())
         {
-            let name = NAMES.iter().find(|(_, known)| *known == url).map_or(public.host, |(name, _)| name);
             let help = format!("add eab = {{ kid = \"…\", hmac_key = \"…\" }};\n{}", public.account);
             item.reading.missing(
                 item.node.at,
-                format!("{name} wants an external account, and there is no `eab`"),
+                format!("{} wants an external account, and there is no `eab`", public.name),
                 help,
             );
         }

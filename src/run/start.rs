@@ -15,7 +15,7 @@ use crate::run::source::Source;
 use crate::run::systemd;
 use crate::tls::watch;
 
-/// How often the certificates of the local authority are looked at while nothing else happens.
+/// How often the certificates of the local authority are looked at.
 const LOCAL_LEAVES: Duration = Duration::from_secs(12 * 3600);
 
 /// Why the process could not start. Printed as it is.
@@ -128,6 +128,7 @@ async fn control(house: &mut House, file: &Path) -> Result<Ended, StartError> {
     let keeping = renewals.clone().start(stop_renewals.clone()).map_err(machine("the thread for certificates"))?;
     systemd::ready();
     tracing::info!("ready");
+    let mut local_leaves = tokio::time::interval_at(tokio::time::Instant::now() + LOCAL_LEAVES, LOCAL_LEAVES);
     let obey = async {
         loop {
             tokio::select! {
@@ -135,7 +136,7 @@ async fn control(house: &mut House, file: &Path) -> Result<Ended, StartError> {
                 Some(()) = signals.hangup.recv() => reload(house, None).await,
                 () = renewals.replanned() => house.replan(),
                 // The local authority's leaves are made anew before they end; nobody reloads a machine that just works.
-                () = tokio::time::sleep(LOCAL_LEAVES) => house.replan(),
+                _ = local_leaves.tick() => house.replan(),
                 Some(()) = signals.user1.recv() => house.reopen_logs(),
                 Some(()) = signals.user2.recv() => {
                     tracing::warn!("USR2: binary upgrade is not built yet; restart through a socket unit loses no connection");

@@ -162,6 +162,10 @@ impl CertStore {
         let table = self.table.load();
         let name = sni.map(folded);
         let Some(slot) = table.plan.slot_for(name.as_deref()) else { return false };
+        // Nearly every request asks for what its connection asked for.
+        if name.as_deref() == Some(host.as_str()) {
+            return true;
+        }
         let given = table.pair_of(slot, name.as_deref());
         let same = if host.is_address() {
             // RFC 6066, section 3: "Literal IPv4 and IPv6 addresses are not permitted in "HostName"."

@@ -22,6 +22,11 @@ const ACCOUNTS: usize = 5;
 /// How long an order that has not ended may still bring a certificate. One takes ten minutes at most.
 const OPEN: u64 = HOUR;
 
+/// How many milliseconds are waited after one more attempt without a certificate than `before`.
+pub fn wait_after(before: usize) -> u64 {
+    BACK_OFF.get(before).or(BACK_OFF.last()).copied().unwrap_or(DAY)
+}
+
 /// Whether an order for `names`, sorted, may be placed.
 pub fn may_order(book: &Book, authority: &str, names: &[String], by_hand: bool, now: u64) -> Result<(), Wait> {
     let entries: Vec<&Entry> = book.orders.values().filter(|entry| entry.authority == authority).collect();
@@ -80,12 +85,12 @@ fn back_off(book: &Book, of_set: &[&Entry], names: &[String], now: u64) -> Refus
     let since: Vec<_> = failures.chain(lost).filter(|(place, ..)| success.is_none_or(|last| *place > last)).collect();
     let last = since.iter().map(|(_, at, _)| *at).max()?;
     let (.., why) = since.iter().max_by_key(|(place, ..)| *place)?;
-    let wait = BACK_OFF.get(since.len().saturating_sub(1)).or(BACK_OFF.last())?;
+    let wait = wait_after(since.len().saturating_sub(1));
     let why = match since.len() {
         1 => format!("the last attempt brought no certificate: {why}"),
         count => format!("the last {count} attempts brought no certificate: {why}"),
     };
-    Some((last.saturating_add(with_jitter(*wait, names)), why))
+    Some((last.saturating_add(with_jitter(wait, names)), why))
 }
 
 fn failures_of_a_name(entries: &[&Entry], names: &[String], now: u64) -> Refusal {
