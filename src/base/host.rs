@@ -136,6 +136,23 @@ impl HostPattern {
         }
         Host::parse(text).map(HostPattern::Exact)
     }
+
+    /// Whether `host` is one of those meant.
+    pub fn matches(&self, host: &Host) -> bool {
+        let below = |parent: &Host| {
+            let rest = host.as_str().strip_suffix(parent.as_str());
+            rest.is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+        };
+        match self {
+            HostPattern::Exact(exact) => host == exact,
+            HostPattern::Below(parent) => below(parent),
+            HostPattern::AtOrBelow(parent) => host == parent || below(parent),
+            HostPattern::StartsWith(start) => {
+                let rest = host.as_str().strip_prefix(start.as_str());
+                rest.is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
+            }
+        }
+    }
 }
 
 impl fmt::Display for HostPattern {

@@ -6,6 +6,8 @@ pub mod clock;
 pub mod fault;
 pub mod host;
 pub mod network;
+pub mod origin;
 pub mod pattern;
 pub mod public_authority;
+pub mod rate;
 pub mod units;

@@ -71,7 +71,10 @@ pub(super) fn server(block: Block<'_>) -> Server {
         client_ip_header: client_ip_header.unwrap_or_else(|| "x-forwarded-for".to_owned()),
         workers: block.integer("workers", 0, 0..=1024),
         pid_file: block.path("pid_file"),
+        max_connections: block.integer("max_connections", 0, 0..=10_000_000),
+        max_connections_per_ip: block.integer("max_connections_per_ip", 0, 0..=10_000_000),
         shutdown_grace: block.duration("shutdown_grace", Duration::from_secs(30)),
+        upgrade_window: block.duration("upgrade_window", Duration::from_secs(3600)),
     };
     block.finish();
     server

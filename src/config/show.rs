@@ -54,7 +54,10 @@ fn server(out: &mut String, server: &Server) {
     key(out, "client_ip_header", text(&server.client_ip_header));
     key(out, "workers", server.workers);
     key(out, "pid_file", path(server.pid_file.as_deref()));
+    key(out, "max_connections", server.max_connections);
+    key(out, "max_connections_per_ip", server.max_connections_per_ip);
     key(out, "shutdown_grace", text(format_duration(server.shutdown_grace)));
+    key(out, "upgrade_window", text(format_duration(server.upgrade_window)));
 }
 
 fn timeouts(out: &mut String, timeouts: &Timeouts) {
@@ -291,6 +294,13 @@ fn websocket(out: &mut String, site: &str, websocket: &WebSocket) {
     }
     balance(out, "", &websocket.upstream);
     key(out, "idle_timeout", text(format_duration(websocket.idle_timeout)));
+    key(out, "ping_interval", text(websocket.ping_interval.map(format_duration).unwrap_or_default()));
+    key(out, "max_message", text(format_size(websocket.max_message.unwrap_or(0))));
+    key(out, "message_rate", text(websocket.message_rate.map(|rate| rate.to_string()).unwrap_or_default()));
+    key(out, "max_connections", websocket.max_connections);
+    key(out, "max_connections_per_ip", websocket.max_connections_per_ip);
+    key(out, "origins", list(&websocket.origins));
+    key(out, "http2", websocket.http2);
 }
 
 fn route(out: &mut String, site: &str, route: &Route) {

@@ -46,18 +46,6 @@ const UNBUILT: &[Unbuilt] = &[
     ),
     unbuilt(
         "server",
-        "max_connections",
-        "connections are not counted",
-        "remove it; the open-file limit is the bound (LimitNOFILE of the unit)",
-    ),
-    unbuilt(
-        "server",
-        "max_connections_per_ip",
-        "connections are not counted by address",
-        "remove it; limit in the firewall",
-    ),
-    unbuilt(
-        "server",
         "user",
         "the account is not changed after the start",
         "remove it; start as that account with CAP_NET_BIND_SERVICE, as the systemd unit does",
@@ -86,13 +74,6 @@ const UNBUILT: &[Unbuilt] = &[
         "limit",
         "requests are not rate limited",
         "remove it; limit in the firewall or the socket server",
-    ),
-    unbuilt("websocket", "max_connections", "sockets are not bounded", "remove it; bound them in the socket server"),
-    unbuilt(
-        "websocket",
-        "origins",
-        "Origin is not checked",
-        "remove it; let the socket server check Origin, which it gets unchanged",
     ),
     unbuilt(
         "websocket",

@@ -297,9 +297,34 @@ pub(super) fn websocket(block: Block<'_>, shared: &Shared) -> WebSocket {
     };
     let mut upstream = shared.upstream(to.unwrap_or_default());
     balance(&block, ["balance", "sticky", "cookie"], preset == Preset::SocketIo, &mut upstream);
-    let idle_timeout = block.wait("idle_timeout", Duration::from_secs(3600));
+    let websocket = WebSocket {
+        preset,
+        upstream,
+        paths,
+        upgrade,
+        api,
+        idle_timeout: block.wait("idle_timeout", Duration::from_secs(3600)),
+        max_message: block.size_or_none("max_message", None),
+        message_rate: block.take("message_rate").and_then(|item| value::rate(&item)),
+        ping_interval: ping_interval(&block),
+        max_connections: block.integer("max_connections", 0, 0..=10_000_000),
+        max_connections_per_ip: block.integer("max_connections_per_ip", 0, 0..=10_000_000),
+        origins: block.list("origins", value::origin).unwrap_or_default(),
+        http2: block.flag("http2", true),
+    };
     block.finish();
-    WebSocket { preset, upstream, paths, upgrade, api, idle_timeout }
+    websocket
+}
+
+/// Asking more often than ten times a second would be a load of its own.
+fn ping_interval(block: &Block<'_>) -> Option<Duration> {
+    let interval = block.optional_duration("ping_interval").filter(|interval| !interval.is_zero())?;
+    if interval < Duration::from_millis(100) {
+        let message = "`ping_interval` must be 100ms or longer".to_owned();
+        block.reading.problem(block.place("ping_interval"), message, "", "write \"30s\", or \"\" for no pings");
+        return None;
+    }
+    Some(interval)
 }
 
 fn api(item: &Item<'_>) -> Api {

@@ -13,7 +13,9 @@ use super::reading::Reading;
 use super::tree::{Entry, Place, Value};
 use super::words::closest;
 use crate::base::network::{Networks, parse_network, private_networks};
+use crate::base::origin::{InvalidOrigin, OriginPattern};
 use crate::base::pattern::PathPattern;
+use crate::base::rate::Rate;
 
 /// Cloudflare's published ranges; the file says how to refresh them.
 const CLOUDFLARE: &str = include_str!("cloudflare.txt");
@@ -49,6 +51,38 @@ pub(super) fn pattern(item: &Item<'_>, text: &str) -> Option<PathPattern> {
         Err(why) => {
             let help = if text.starts_with('/') { String::new() } else { format!("write \"/{text}\"") };
             item.problem(format!("\"{text}\" is not a path: {why}"), &help);
+            None
+        }
+    }
+}
+
+/// One entry of `origins`.
+pub(super) fn origin(item: &Item<'_>, text: &str) -> Option<OriginPattern> {
+    match OriginPattern::parse(text) {
+        Ok(origin) => Some(origin),
+        Err(why) => {
+            let help = match (why, text.split_once("://")) {
+                (InvalidOrigin::Scheme, Some((_, rest))) => format!("write \"https://{rest}\""),
+                (InvalidOrigin::Scheme, None) if text.eq_ignore_ascii_case("self") => "write \"self\"".to_owned(),
+                (InvalidOrigin::Scheme, None) => format!("write \"https://{text}\""),
+                (InvalidOrigin::Path, Some((scheme, rest))) => {
+                    format!("write \"{scheme}://{}\"", rest.split('/').next().unwrap_or_default())
+                }
+                _ => "write \"self\", \"https://app.example.com\" or \"https://*.example.com\"".to_owned(),
+            };
+            item.problem(format!("\"{text}\" is not an origin: {why}"), &help);
+            None
+        }
+    }
+}
+
+/// A rate of which `""` means none.
+pub(super) fn rate(item: &Item<'_>) -> Option<Rate> {
+    let text = item.text().filter(|text| !text.is_empty())?;
+    match Rate::parse(text) {
+        Ok(rate) => Some(rate),
+        Err(why) => {
+            item.problem(format!("\"{text}\" is not a rate: {why}"), "write \"50/s\" or \"600/m\"");
             None
         }
     }

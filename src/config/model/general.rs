@@ -28,8 +28,14 @@ pub struct Server {
     pub workers: usize,
     /// Where the process id is written.
     pub pid_file: Option<PathBuf>,
-    /// How long requests may go on after QUIT or TERM before tunnels are closed with 1001.
+    /// Client connections at once; 0 is what the open-file limit allows.
+    pub max_connections: usize,
+    /// Client connections of one address at once, IPv6 by /64; 0 is no limit.
+    pub max_connections_per_ip: usize,
+    /// How long requests may go on after QUIT or TERM, and over how long a drain closes sockets.
     pub shutdown_grace: Duration,
+    /// How long the old process keeps its sockets after a binary upgrade.
+    pub upgrade_window: Duration,
 }
 
 /// `[timeouts]`. Zero is not allowed: every wait has a deadline.

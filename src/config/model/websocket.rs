@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::upstream::HttpUpstream;
 use crate::base::network::Networks;
+use crate::base::origin::OriginPattern;
 use crate::base::pattern::PathPattern;
+use crate::base::rate::Rate;
 
 /// One `[site.x.websocket]`, its preset expanded.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +23,20 @@ pub struct WebSocket {
     pub api: Api,
     /// How long a tunnel may be silent.
     pub idle_timeout: Duration,
+    /// Bytes of one message from a client, over all its fragments; `None` is no limit.
+    pub max_message: Option<u64>,
+    /// Messages from one client; `None` is no limit.
+    pub message_rate: Option<Rate>,
+    /// How long a client may be silent before it is asked whether it lives; `None` never asks.
+    pub ping_interval: Option<Duration>,
+    /// Sockets at once; 0 is no limit.
+    pub max_connections: usize,
+    /// Sockets of one client address at once, IPv6 by /64; 0 is no limit.
+    pub max_connections_per_ip: usize,
+    /// The pages that may open sockets; empty is all.
+    pub origins: Vec<OriginPattern>,
+    /// Whether sockets are taken over HTTP/2 as well (RFC 8441).
+    pub http2: bool,
 }
 
 /// What a socket server speaks.
