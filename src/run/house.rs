@@ -3,7 +3,7 @@
 //! Load and check → bind → build → swap certificates → swap snapshot → let go of what left the file. Nothing is
 //! visible before the swaps; nothing can fail after them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::edge::worker::Command;
 use crate::http::request::Scheme;
 use crate::keys::{Keys, LocalKeys};
 use crate::run::automatic::{self, LocalFault};
+use crate::run::leaving;
 use crate::run::logs::{Logs, LogsError};
 use crate::run::source::Source;
 use crate::run::systemd;
@@ -234,18 +235,13 @@ impl House {
         Ok(())
     }
 
-    /// Tunnels whose site or back end left the file are closed, spread over `shutdown_grace`. All others stay: they
-    /// hold nothing of the configuration.
+    /// Tunnels whose site, route or back end left the file are closed, spread over `shutdown_grace`. All others stay:
+    /// they hold nothing of the configuration.
     fn drain_gone(&self) {
-        let sockets = self.config.sites.iter().flat_map(|site| {
-            let back_ends = site.websockets.iter().flat_map(|socket| &socket.upstream.to);
-            back_ends.map(|back_end| (site.name.clone(), back_end.to_string()))
-        });
-        let kept: HashSet<(String, String)> = sockets.collect();
-        let gone = |info: &TunnelInfo| !kept.contains(&(info.site.to_string(), info.back_end.to_string()));
+        let gone = |info: &TunnelInfo| !leaving::has_place(&self.config, info);
         let told = self.process.tunnels.close(gone, SERVICE_RESTART, self.config.server.shutdown_grace);
         if told > 0 {
-            tracing::info!("{} of sites or back ends that left the file will be closed", count(told, "socket"));
+            tracing::info!("{} of sites, routes or back ends that left the file will be closed", count(told, "socket"));
         }
     }
 

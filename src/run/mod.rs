@@ -3,6 +3,7 @@
 pub mod automatic;
 pub mod explain;
 pub mod house;
+mod leaving;
 pub mod logs;
 pub mod source;
 pub mod start;

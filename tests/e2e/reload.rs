@@ -120,6 +120,26 @@ fn a_websocket_ends_when_its_site_leaves_the_file_and_others_stay() {
 }
 
 #[test]
+fn a_websocket_ends_when_its_route_leaves_the_file_though_its_back_end_stays() {
+    let world = World::new();
+    let one = BackEnd::start();
+    let site = |paths: &str| {
+        let to = one.url();
+        format!(
+            "[site.app]\nhosts = [\"app.test\"]\nupstream = {to:?}\n[site.app.websocket]\npaths = {paths}\nto = {to:?}\n"
+        )
+    };
+    let proxy = world.proxy(&site("[\"/live\", \"/chat/*\"]"));
+    let mut kept = Socket::open(&world, &proxy, "app.test", "/chat/%72oom?id=1");
+    let mut lost = Socket::open(&world, &proxy, "app.test", "/live");
+    lost.echoes("hello");
+    proxy.rewrite(&format!("{}{}", world.head(), site("[\"/chat/room\"]")));
+    assert_eq!(proxy.reload().code, 0);
+    assert_eq!(lost.closed(), Some(1012));
+    kept.echoes("still here");
+}
+
+#[test]
 fn a_request_in_flight_outlasts_a_reload() {
     let world = World::new();
     let slow = BackEnd::answering(|_, stream| {
