@@ -35,6 +35,8 @@ pub enum Kind {
     Expectation,
     /// A transfer coding other than `chunked`.
     UnknownCoding,
+    /// An extended CONNECT for something other than WebSocket.
+    UnknownProtocol,
     /// An HTTP version other than 1.0, 1.1 and 2.
     Version,
     /// The connection's certificate is not one for this host.
@@ -43,6 +45,8 @@ pub enum Kind {
     NotFound,
     /// The route is closed to this client.
     Forbidden,
+    /// The sockets of the route, or those of the client's address, are at their limit.
+    Crowded,
     /// The method is not allowed here.
     Method,
     /// The method is neither GET nor HEAD, and a file answers no other.
@@ -77,7 +81,8 @@ impl Kind {
         use Kind::*;
         match self {
             Malformed | HeadTimeout | BodyTimeout | BodyTooLarge | TargetTooLong | HeadTooLarge | Expectation
-            | UnknownCoding | Version | Misdirected | NotFound | Forbidden | Method | ReadOnly | Gone => Side::Client,
+            | UnknownCoding | UnknownProtocol | Version | Misdirected | NotFound | Forbidden | Crowded | Method
+            | ReadOnly | Gone => Side::Client,
             Internal | Storage | Stopping => Side::Edge,
             Connect | BadAnswer | ReadTimeout | SendTimeout | Truncated | Busy => Side::Upstream,
         }

@@ -3,43 +3,76 @@
 //! body cannot see it either; the task that carries the stream can.
 
 use std::cell::Cell;
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::edge::carrier::Carrier;
 
 tokio::task_local! {
-    /// Since when this task's client has something to take; `None` while the back end is waited for.
-    static OFFERED: Cell<Option<Instant>>;
+    static STREAM: StreamTask;
+}
+
+/// What is known within the task of one HTTP/2 stream.
+#[derive(Default)]
+struct StreamTask {
+    /// Since when its client has something to take; `None` while the back end is waited for.
+    offered: Cell<Option<Instant>>,
+    /// What the stream's tunnel wants to know of the task that hyper is about to start for it.
+    carrier: Cell<Option<Rc<Carrier>>>,
 }
 
 /// The client has something to take. Nothing happens outside of [`watched`].
 pub fn offered() {
-    let _ = OFFERED.try_with(|offered| offered.set(Some(Instant::now())));
+    let _ = STREAM.try_with(|stream| stream.offered.set(Some(Instant::now())));
 }
 
 /// The client has taken what there was; the back end is to give more.
 pub fn taken() {
-    let _ = OFFERED.try_with(|offered| offered.set(None));
+    let _ = STREAM.try_with(|stream| stream.offered.set(None));
+}
+
+/// Leaves `carrier` for the task that is started from within this stream's.
+pub fn leave_carrier(carrier: Rc<Carrier>) {
+    let _ = STREAM.try_with(|stream| stream.carrier.set(Some(carrier)));
+}
+
+/// What [`leave_carrier`] left. `None` as well where no stream's task is running.
+pub fn take_carrier() -> Option<Rc<Carrier>> {
+    STREAM.try_with(|stream| stream.carrier.take()).ok().flatten()
 }
 
 /// Runs `stream` to its end, or until the client takes nothing for `patience`: then it is dropped, which resets the
 /// stream and frees the back end. `false` says that it was.
 pub async fn watched(stream: impl Future, patience: Duration) -> bool {
-    OFFERED.scope(Cell::new(None), run(stream, patience)).await
+    STREAM.scope(StreamTask::default(), run(stream, patience)).await
 }
 
 async fn run(stream: impl Future, patience: Duration) -> bool {
     let mut stream = pin!(stream);
-    let mut look = Instant::now() + patience;
-    while timeout_at(look, stream.as_mut()).await.is_err() {
-        let now = Instant::now();
-        look = OFFERED.with(Cell::get).unwrap_or(now) + patience;
-        if look <= now {
-            return false;
+    // Made for the first client that is waited for; it may ring early, and is set anew then.
+    let mut alarm: Option<Pin<Box<Sleep>>> = None;
+    poll_fn(|cx| {
+        if stream.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
         }
-    }
-    true
+        // Only the stream itself changes this.
+        let Some(since) = STREAM.with(|stream| stream.offered.get()) else { return Poll::Pending };
+        let due = since + patience;
+        let alarm = alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        while alarm.as_mut().poll(cx).is_ready() {
+            if due <= Instant::now() {
+                return Poll::Ready(false);
+            }
+            alarm.as_mut().reset(due);
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 #[cfg(test)]

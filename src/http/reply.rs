@@ -15,7 +15,7 @@ pub fn status(kind: Kind) -> StatusCode {
         Kind::TargetTooLong => StatusCode::URI_TOO_LONG,
         Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Kind::Expectation => StatusCode::EXPECTATION_FAILED,
-        Kind::UnknownCoding => StatusCode::NOT_IMPLEMENTED,
+        Kind::UnknownCoding | Kind::UnknownProtocol => StatusCode::NOT_IMPLEMENTED,
         Kind::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
         Kind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Kind::NotFound => StatusCode::NOT_FOUND,
@@ -25,7 +25,7 @@ pub fn status(kind: Kind) -> StatusCode {
         Kind::Gone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
         Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         Kind::Storage => StatusCode::INSUFFICIENT_STORAGE,
-        Kind::Stopping | Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        Kind::Stopping | Kind::Busy | Kind::Crowded => StatusCode::SERVICE_UNAVAILABLE,
         Kind::Connect | Kind::BadAnswer | Kind::Truncated => StatusCode::BAD_GATEWAY,
         Kind::ReadTimeout | Kind::SendTimeout => StatusCode::GATEWAY_TIMEOUT,
     }
@@ -48,6 +48,10 @@ pub fn page(fault: &Fault, id: &str) -> Response<Body> {
     match fault.kind {
         Kind::Busy | Kind::Stopping => {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        // Sockets live long: whoever asks at once is refused again.
+        Kind::Crowded => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
         }
         // RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
         Kind::Method => {

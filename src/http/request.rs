@@ -85,7 +85,7 @@ pub struct Client {
 /// A request that has passed every check on framing, target, host and fields.
 #[derive(Debug)]
 pub struct ClientRequest {
-    /// The method; never CONNECT, TRACE or TRACK.
+    /// The method; never CONNECT, TRACE or TRACK. A WebSocket over HTTP/2 is a GET, as it is on HTTP/1.1.
     pub method: Method,
     /// The version that the client spoke.
     pub version: Version,
@@ -97,7 +97,7 @@ pub struct ClientRequest {
     pub query: Option<String>,
     /// The fields, hop-by-hop ones, doubtful names and untrusted claims removed.
     pub headers: HeaderMap,
-    /// Whether this is a WebSocket handshake (RFC 6455, section 4.1).
+    /// Whether this is a WebSocket handshake: of RFC 6455 on HTTP/1.1, of RFC 8441 on HTTP/2.
     pub websocket: bool,
     /// Who asks.
     pub client: Client,
@@ -127,15 +127,17 @@ pub struct UpstreamRequest {
 }
 
 impl ClientRequest {
-    /// Reads what hyper parsed. Everything that is ambiguous ends here.
+    /// Reads what hyper parsed. Everything that is ambiguous ends here. `protocol` is the value of `:protocol`, which
+    /// stands in no field (RFC 8441, section 4).
     pub fn read(
         head: request::Parts,
+        protocol: Option<&str>,
         arrival: Arrival,
         trust: &Trust,
         limits: HeadLimits,
     ) -> Result<ClientRequest, Fault> {
-        let request::Parts { method, uri, version, headers, .. } = head;
-        check_method(&method, &uri)?;
+        let request::Parts { mut method, uri, version, mut headers, .. } = head;
+        check_method(&method, &uri, protocol)?;
         check_size(&uri, &headers, limits)?;
         let authority = read_authority(&uri, &headers, version)?;
         check_expectation(&headers)?;
@@ -144,7 +146,11 @@ impl ClientRequest {
         if uri.path() == "*" || uri.query().is_some_and(|q| q.bytes().any(|b| b <= b' ' || b == 0x7f)) {
             return Err(malformed("the target is malformed"));
         }
-        let websocket = is_websocket(&method, version, &headers);
+        let websocket = is_websocket(&method, version, protocol, &headers)?;
+        if websocket && version == Version::HTTP_2 {
+            method = Method::GET;
+            complete_handshake(&mut headers);
+        }
         let trusted = trust.proxies.contains(arrival.peer.ip());
         let client = Client {
             address: forwarded::client_address(arrival.peer.ip(), &headers, trust),
@@ -164,6 +170,12 @@ impl ClientRequest {
     /// The path and query as they are logged and sent on.
     pub fn target(&self) -> String {
         join(&self.path, self.query.as_deref())
+    }
+
+    /// Whether this is an extended CONNECT: a socket or nothing. It cannot go on as a plain request, and 2xx would
+    /// open it.
+    pub fn is_extended_connect(&self) -> bool {
+        self.websocket && self.version == Version::HTTP_2
     }
 
     /// What a back end may get of this. `path` is the request's own, or what a route made of it; `websocket` says
@@ -203,8 +215,20 @@ fn malformed(detail: &'static str) -> Fault {
     Fault::new(Kind::Malformed, detail)
 }
 
-fn check_method(method: &Method, uri: &http::Uri) -> Result<(), Fault> {
-    if method == Method::CONNECT || method == Method::TRACE || method.as_str() == "TRACK" {
+fn check_method(method: &Method, uri: &http::Uri, protocol: Option<&str>) -> Result<(), Fault> {
+    let connect = method == Method::CONNECT;
+    match protocol {
+        // RFC 9220, section 3: such a request "SHOULD" be answered with 501; RFC 8441 leaves it open.
+        Some(protocol) if connect && !names_websocket(protocol.as_bytes()) => {
+            return Err(Fault::new(Kind::UnknownProtocol, "an extended CONNECT for something other than WebSocket"));
+        }
+        Some(_) if connect => {}
+        // RFC 8441, section 4: ":protocol" is for requests "with the CONNECT method".
+        Some(_) => return Err(malformed(":protocol on a request other than CONNECT")),
+        None if connect => return Err(Fault::new(Kind::Method, "the method is never forwarded")),
+        None => {}
+    }
+    if method == Method::TRACE || method.as_str() == "TRACK" {
         return Err(Fault::new(Kind::Method, "the method is never forwarded"));
     }
     if method.as_str().len() > 32 {
@@ -277,17 +301,47 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Fault> {
     Err(Fault::new(Kind::Expectation, "an Expect other than 100-continue"))
 }
 
-/// RFC 6455, section 4.1; on HTTP/1.0 an Upgrade field is ignored (RFC 9110, section 7.8).
-fn is_websocket(method: &Method, version: Version, headers: &HeaderMap) -> bool {
+/// The one place that knows a WebSocket handshake, in both its forms.
+///
+/// On HTTP/1.1 what lacks a part is a plain request, whose Upgrade field is ignored (RFC 9110, section 7.8). On HTTP/2
+/// there is no plain request to fall back to.
+fn is_websocket(method: &Method, version: Version, protocol: Option<&str>, headers: &HeaderMap) -> Result<bool, Fault> {
     let field = |name| headers.get(name).map(HeaderValue::as_bytes);
-    version == Version::HTTP_11
-        && method == Method::GET
-        && headers.get_all(header::UPGRADE).iter().count() == 1
-        && field(header::UPGRADE).is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"))
-        && hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"))
-        && headers.contains_key(header::SEC_WEBSOCKET_KEY)
-        && !headers.contains_key(header::TRANSFER_ENCODING)
-        && field(header::CONTENT_LENGTH).is_none_or(|v| v == b"0")
+    let bodiless =
+        !headers.contains_key(header::TRANSFER_ENCODING) && field(header::CONTENT_LENGTH).is_none_or(|v| v == b"0");
+    let mut versions = headers.get_all(header::SEC_WEBSOCKET_VERSION).iter().map(HeaderValue::as_bytes);
+    let versions = (versions.next(), versions.next());
+    match (version, protocol) {
+        // RFC 6455, section 4.1.
+        (Version::HTTP_11, None) => Ok(method == Method::GET
+            && headers.get_all(header::UPGRADE).iter().count() == 1
+            && field(header::UPGRADE).is_some_and(names_websocket)
+            && hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"))
+            && matches!(versions, (Some(b"13"), None))
+            && headers.contains_key(header::SEC_WEBSOCKET_KEY)
+            && bodiless),
+        // RFC 8441, section 5. Firefox behind other proxies leaves the version out, and then means 13.
+        (Version::HTTP_2, Some(_)) if !matches!(versions, (None | Some(b"13"), None)) => {
+            Err(malformed("a WebSocket version other than 13"))
+        }
+        (Version::HTTP_2, Some(_)) if !bodiless => Err(malformed("a WebSocket handshake with a body")),
+        (Version::HTTP_2, Some(protocol)) => Ok(names_websocket(protocol.as_bytes())),
+        (_, Some(_)) => Err(malformed(":protocol on HTTP/1")),
+        _ => Ok(false),
+    }
+}
+
+/// RFC 9110, section 7.8: "Recipients SHOULD use case-insensitive comparison when matching each protocol-name".
+fn names_websocket(protocol: &[u8]) -> bool {
+    protocol.eq_ignore_ascii_case(b"websocket")
+}
+
+/// RFC 8441, section 5: "Implementations using this extended CONNECT to bootstrap WebSockets do not do the processing
+/// of the Sec-WebSocket-Key and Sec-WebSocket-Accept header fields". The back end gets a key of our own.
+fn complete_handshake(headers: &mut HeaderMap) {
+    headers.remove(header::SEC_WEBSOCKET_KEY);
+    headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
 }
 
 #[cfg(test)]
@@ -312,11 +366,24 @@ mod tests {
     const LIMITS: HeadLimits = HeadLimits { max_uri: 8192, max_headers: 100, max_header_size: 32768 };
 
     fn read(uri: &str, fields: &[(&str, &str)]) -> Result<ClientRequest, Fault> {
-        let mut builder = http::Request::builder().uri(uri);
+        read_as(http::Request::builder().uri(uri), None, fields)
+    }
+
+    fn read_as(
+        mut builder: request::Builder,
+        protocol: Option<&str>,
+        fields: &[(&str, &str)],
+    ) -> Result<ClientRequest, Fault> {
         for (name, value) in fields {
             builder = builder.header(*name, *value);
         }
-        ClientRequest::read(builder.body(()).unwrap().into_parts().0, arrival(), &trust(&[]), LIMITS)
+        let head = builder.body(()).unwrap().into_parts().0;
+        ClientRequest::read(head, protocol, arrival(), &trust(&[]), LIMITS)
+    }
+
+    fn connect(protocol: Option<&str>, fields: &[(&str, &str)]) -> Result<ClientRequest, Fault> {
+        let builder = http::Request::builder().method("CONNECT").version(Version::HTTP_2).uri("https://a/ws?x=1");
+        read_as(builder, protocol, fields)
     }
 
     #[test]
@@ -341,6 +408,7 @@ mod tests {
             ("upgrade", "WebSocket"),
             ("connection", "keep-alive, Upgrade"),
             ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ("sec-websocket-version", "13"),
         ];
         assert!(read("/ws", &all).unwrap().websocket);
         for missing in 1..all.len() {
@@ -350,11 +418,58 @@ mod tests {
         let mut h2c = all;
         h2c[1].1 = "h2c";
         assert!(!read("/ws", &h2c).unwrap().websocket);
+        let mut old = all;
+        old[4].1 = "8";
+        assert!(!read("/ws", &old).unwrap().websocket);
+    }
+
+    #[test]
+    fn an_extended_connect_for_websocket_is_a_handshake_like_any_other() {
+        for protocol in ["websocket", "WebSocket"] {
+            let request =
+                connect(Some(protocol), &[("origin", "https://a"), ("sec-websocket-protocol", "chat")]).unwrap();
+            assert!(request.websocket && request.is_extended_connect());
+            assert_eq!((request.method.as_str(), request.target().as_str()), ("GET", "/ws?x=1"));
+            let sent = request.forward(None, true);
+            assert!(sent.websocket);
+            assert_eq!(sent.headers["sec-websocket-version"], "13", "Firefox may leave it out");
+            assert_eq!(sent.headers["sec-websocket-protocol"], "chat");
+        }
+    }
+
+    #[test]
+    fn an_extended_connect_has_no_key_of_its_own() {
+        let fields = [("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="), ("sec-websocket-accept", "x")];
+        let request = connect(Some("websocket"), &fields).unwrap();
+        assert!(!request.headers.contains_key("sec-websocket-key"));
+        assert!(!request.headers.contains_key("sec-websocket-accept"));
+    }
+
+    #[test]
+    fn any_other_connect_is_refused() {
+        let kind = |protocol, fields: &[(&str, &str)]| connect(protocol, fields).unwrap_err().kind;
+        assert_eq!(kind(None, &[]), Kind::Method);
+        assert_eq!(kind(Some("connect-udp"), &[]), Kind::UnknownProtocol);
+        assert_eq!(kind(Some(""), &[]), Kind::UnknownProtocol);
+        assert_eq!(kind(Some("websocket"), &[("sec-websocket-version", "8")]), Kind::Malformed);
+        let twice = [("sec-websocket-version", "13"), ("sec-websocket-version", "13")];
+        assert_eq!(kind(Some("websocket"), &twice), Kind::Malformed);
+        assert_eq!(kind(Some("websocket"), &[("content-length", "5")]), Kind::Malformed);
+        let get = http::Request::builder().version(Version::HTTP_2).uri("https://a/ws");
+        assert_eq!(read_as(get, Some("websocket"), &[]).unwrap_err().kind, Kind::Malformed);
+        let old = http::Request::builder().method("CONNECT").uri("https://a/ws");
+        assert_eq!(read_as(old, Some("websocket"), &[]).unwrap_err().kind, Kind::Malformed);
     }
 
     #[test]
     fn a_handshake_on_another_route_is_a_plain_request() {
-        let fields = [("host", "a"), ("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-key", "x")];
+        let fields = [
+            ("host", "a"),
+            ("upgrade", "websocket"),
+            ("connection", "Upgrade"),
+            ("sec-websocket-key", "x"),
+            ("sec-websocket-version", "13"),
+        ];
         let plain = read("/", &fields).unwrap().forward(None, false);
         assert!(!plain.websocket);
         assert!(plain.headers.keys().all(|n| !n.as_str().starts_with("sec-websocket") && n != "upgrade"));
@@ -365,7 +480,7 @@ mod tests {
         let head =
             http::Request::builder().uri("/").header("host", "a").header("fly-client-ip", "6.6.6.6").body(()).unwrap();
         let trust = Trust { header: HeaderName::from_static("fly-client-ip"), ..trust(&["10.0.0.0/8"]) };
-        let request = ClientRequest::read(head.into_parts().0, arrival(), &trust, LIMITS).unwrap();
+        let request = ClientRequest::read(head.into_parts().0, None, arrival(), &trust, LIMITS).unwrap();
         assert!(!request.headers.contains_key("fly-client-ip"));
         assert_eq!(request.client.address.to_string(), "192.0.2.7");
     }

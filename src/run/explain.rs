@@ -6,13 +6,14 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 
 use crate::base::address::ListenAddress;
 use crate::base::fault::Fault;
 use crate::base::units::format_duration;
 use crate::config::{AccessFormat, Config};
 use crate::edge::access::format::{InvalidTemplate, Template};
+use crate::edge::generation::Generation;
 use crate::edge::site::{Action, Route, Site};
 use crate::edge::snapshot::{Snapshot, Surroundings};
 use crate::http::reply;
@@ -25,6 +26,9 @@ use crate::tls::tickets::Tickets;
 use crate::upstream::files::try_files::Found;
 use crate::upstream::http::{BackEndRegister, HttpUpstream};
 use crate::upstream::php::PhpUpstream;
+
+/// `-H ':protocol: websocket'` makes a CONNECT one of RFC 8441: a socket over HTTP/2.
+const PROTOCOL: &str = ":protocol";
 
 /// Why a request cannot be explained.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +75,12 @@ pub fn explain(config: &Config, method: &str, url: &str, fields: &[(String, Stri
     let local = SocketAddr::new(listener.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port);
     let peer = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
     let arrival = Arrival { peer, local, scheme };
-    match ClientRequest::read(request.into_parts().0, arrival, &snapshot.trust, snapshot.limits) {
+    let protocol = fields.iter().find(|(name, _)| name == PROTOCOL).map(|(_, value)| value.as_str());
+    if protocol.is_some() && !(scheme == Scheme::Https && config.server.h2) {
+        line(&mut text, "answer", "none", "no HTTP/2 here: it takes https and \"h2\" in server.protocols");
+        return Ok(text);
+    }
+    match ClientRequest::read(request.into_parts().0, protocol, arrival, &snapshot.trust, snapshot.limits) {
         Ok(request) => journey(&mut text, &snapshot, *listener, request),
         Err(fault) => answer(&mut text, &fault),
     }
@@ -86,6 +95,7 @@ fn build(config: &Config) -> Result<Snapshot, ExplainError> {
         back_ends: &BackEndRegister::new(),
         tls: policy::server_config(&policy, certificates, &Tickets::new())?,
         access: None,
+        generation: Generation::new(0),
     };
     Ok(Snapshot::build(config, surroundings)?)
 }
@@ -105,9 +115,14 @@ fn journey(text: &mut String, snapshot: &Snapshot, listener: ListenAddress, requ
         let status = if request.method == Method::GET || request.method == Method::HEAD { "301" } else { "308" };
         return line(text, "answer", status, "plain HTTP is redirected to https (site.http = \"redirect\")");
     }
-    let upgrade = if request.websocket { "a WebSocket handshake" } else { "no WebSocket handshake" };
+    let upgrade = match (request.websocket, request.is_extended_connect()) {
+        (false, _) => "no WebSocket handshake",
+        (true, false) => "a WebSocket handshake",
+        (true, true) => "a WebSocket handshake over HTTP/2",
+    };
     line(text, "path", &String::from_utf8_lossy(request.path.decoded()), &format!("canonical; {upgrade}"));
-    match site.route(&request) {
+    let taken = site.route(&request).and_then(|route| site.check_socket(route, &request).map(|()| route));
+    match taken {
         Ok(route) => destination(text, site, route, request),
         Err(fault) => answer(text, &fault),
     }
@@ -123,7 +138,7 @@ fn destination(text: &mut String, site: &Site, route: &Route, request: ClientReq
     if let Some(path) = &rewritten {
         line(text, "becomes", path.encoded(), "strip_prefix, replace_prefix or alias");
     }
-    if let Some(idle) = route.socket_idle.filter(|_| request.websocket) {
+    if let Some(idle) = route.socket.as_ref().map(|socket| socket.idle_timeout).filter(|_| request.websocket) {
         line(text, "tunnel", "after the back end's 101", &format!("idle_timeout {}", format_duration(idle)));
     }
     let request = request.forward(rewritten, route.takes_sockets());
@@ -184,7 +199,16 @@ fn request(method: &str, url: &str, fields: &[(String, String)]) -> Result<(Requ
         .map_err(|_| invalid())?;
     let host = HeaderValue::from_str(authority.as_str()).map_err(|_| invalid())?;
     request.headers_mut().insert(header::HOST, host);
-    for (name, value) in fields {
+    if fields.iter().any(|(name, _)| name == PROTOCOL) {
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = Uri::builder()
+            .scheme(scheme.as_str())
+            .authority(authority.as_str())
+            .path_and_query(target)
+            .build()
+            .map_err(|_| invalid())?;
+    }
+    for (name, value) in fields.iter().filter(|(name, _)| name != PROTOCOL) {
         let invalid = || ExplainError::Field(format!("{name}: {value}"));
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
         request.headers_mut().append(name, HeaderValue::from_str(value).map_err(|_| invalid())?);

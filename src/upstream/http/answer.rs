@@ -78,7 +78,7 @@ pub(super) async fn switched(
     hop::clean_response(&mut parts.headers);
     parts.headers.remove(header::CONTENT_LENGTH);
     let response = Response::from_parts(parts, ());
-    Ok(Reply::Switched(Box::new(Switched { response, stream, leftover, back_end: String::new(), load: answered.load })))
+    Ok(Reply::Switched(Box::new(Switched { response, stream, leftover, back_end: "".into(), load: answered.load })))
 }
 
 /// What a failure before the answer's head was.
@@ -161,7 +161,8 @@ fn check_framing(parts: &mut response::Parts, head: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-/// RFC 6455, section 4.1: what a client must check of a 101, and an intermediary had better.
+/// RFC 6455, section 4.1: what a client must check of a 101. It is done for clients that can do it themselves too: who
+/// answers otherwise is no WebSocket server. A client over HTTP/2 has nothing to check (RFC 8441, section 5).
 fn check_handshake(headers: &HeaderMap, key: Option<&HeaderValue>) -> Result<(), Fault> {
     let bad = |told: &'static str| Err(Fault::new(Kind::BadAnswer, told));
     let mut upgrades = headers.get_all(header::UPGRADE).iter();

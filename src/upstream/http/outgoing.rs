@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
 
@@ -93,6 +95,23 @@ impl Outgoing {
         *copy.headers_mut() = request.headers().clone();
         Some(copy)
     }
+}
+
+/// Gives a handshake that came over HTTP/2, where there is none, a key of its own.
+pub(super) fn complete_handshake(headers: &mut HeaderMap) -> Result<(), Fault> {
+    if headers.contains_key(header::SEC_WEBSOCKET_KEY) {
+        return Ok(());
+    }
+    // RFC 6455, section 4.1: "The value of this header field MUST be a nonce consisting of a randomly selected 16-byte
+    // value that has been base64-encoded".
+    let mut nonce = [0; 16];
+    let key = match aws_lc_rs::rand::fill(&mut nonce) {
+        Ok(()) => HeaderValue::try_from(STANDARD.encode(nonce)).ok(),
+        Err(_) => None,
+    };
+    let key = key.ok_or_else(|| Fault::new(Kind::Internal, "there is no randomness for a Sec-WebSocket-Key"))?;
+    headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    Ok(())
 }
 
 /// The one framing field. RFC 9110, section 8.6: "A user agent SHOULD send Content-Length in a request when the method

@@ -167,7 +167,7 @@ fn request(method: &str, target: &str, fields: &[(&str, &str)]) -> UpstreamReque
     };
     let limits = HeadLimits { max_uri: 8192, max_headers: 100, max_header_size: 32768 };
     let head = builder.body(()).unwrap().into_parts().0;
-    ClientRequest::read(head, arrival, &trust, limits).unwrap().forward(None, true)
+    ClientRequest::read(head, None, arrival, &trust, limits).unwrap().forward(None, true)
 }
 
 fn get(target: &str) -> UpstreamRequest {
@@ -955,7 +955,7 @@ fn after_a_101_the_stream_and_what_came_behind_it_are_handed_over() {
         assert_eq!(tunnel.response.headers()["sec-websocket-accept"], ACCEPT);
         assert_eq!(tunnel.response.headers()["sec-websocket-protocol"], "chat");
         assert!(tunnel.response.headers().contains_key("set-cookie"));
-        assert_eq!(tunnel.back_end, back.address);
+        assert_eq!(&*tunnel.back_end, back.address);
         // The system may deliver the rest apart from the head.
         let mut came = tunnel.leftover.to_vec();
         while came.len() < 11 {
