@@ -1,6 +1,10 @@
 //! WebSocket frames by their headers alone (RFC 6455 section 5.2): where one ends, what a Close says, how many
 //! messages went by. Pure: it is shown the bytes of one direction in slices of any length and never touches a payload,
 //! so that compressed messages (RFC 7692) pass like any other.
+//!
+//! It reads what can be read: reserved bits, a mask that is missing or too much and a length written longer than need
+//! be are the endpoints' business. Only what leaves the place of the next header unknown, or breaks the order of
+//! frames, makes a stream opaque.
 
 /// The status of a Close frame without one (RFC 6455 section 7.4.1). It is never on the wire.
 pub const NO_STATUS: u16 = 1005;
@@ -39,12 +43,26 @@ enum Step {
     Opaque,
 }
 
-const CONTINUATION: u8 = 0x0;
+/// A frame's header, as far as rules ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The kind of frame.
+    pub opcode: u8,
+    /// FIN: it is the last frame of its message.
+    pub last: bool,
+    /// Bytes of the payload.
+    pub length: u64,
+}
+
+pub(super) const CONTINUATION: u8 = 0x0;
 const TEXT: u8 = 0x1;
 const BINARY: u8 = 0x2;
-const CLOSE: u8 = 0x8;
+pub(super) const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
-const PONG: u8 = 0xA;
+pub(super) const PONG: u8 = 0xA;
+
+/// The longest header: two bytes, eight of the length, four of the key.
+pub(super) const LONGEST_HEADER: usize = 14;
 
 impl Default for Frames {
     fn default() -> Frames {
@@ -90,6 +108,29 @@ impl Frames {
             }
         }
         used
+    }
+
+    /// Takes note of `bytes` up to the end of a header, or to the byte that makes the stream opaque, and says how many
+    /// bytes that were. For a stream that is not within a payload.
+    pub(super) fn feed_to_header(&mut self, bytes: &[u8]) -> (usize, Option<Header>) {
+        let mut used = 0;
+        while let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
+            used += self.advance(rest);
+            match self.step {
+                Step::Opaque => break,
+                // A frame without a payload has ended already.
+                Step::Payload | Step::First => {
+                    return (used, Some(Header { opcode: self.opcode, last: self.last, length: self.left }));
+                }
+                _ => {}
+            }
+        }
+        (used, None)
+    }
+
+    /// Whether the next byte is of a payload, or of nothing that is known.
+    pub(super) fn is_past_header(&self) -> bool {
+        matches!(self.step, Step::Payload | Step::Opaque)
     }
 
     /// Whether the bytes so far end with a whole frame, so that a control frame may follow (RFC 6455 section 5.4:
@@ -237,6 +278,11 @@ pub fn encode_close(code: u16, mask: Option<[u8; 4]>) -> Vec<u8> {
     frame.extend(mask.iter().flatten());
     frame.extend(status.iter().zip(key).map(|(byte, key)| byte ^ key));
     frame
+}
+
+/// A Ping of ours to a client: unmasked (RFC 6455 section 5.1).
+pub(super) fn encode_ping(payload: [u8; 8]) -> Vec<u8> {
+    [&[0x80 | PING, 8], &payload[..]].concat()
 }
 
 #[cfg(test)]

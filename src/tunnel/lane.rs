@@ -8,7 +8,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::frames::{Frames, encode_close};
+use super::frames::{Frames, encode_close, encode_ping};
+use super::kept::Kept;
+use super::rules::{Gate, Sifted};
 
 /// Reads in a row before the other direction, and the other tasks of the worker, get their turn.
 const READS_IN_A_ROW: usize = 8;
@@ -16,19 +18,18 @@ const READS_IN_A_ROW: usize = 8;
 /// A direction, from its reader to its writer.
 pub(super) struct Lane {
     pub(super) frames: Frames,
-    /// What the writer refused, from `sent` on. Nothing more is read before it is gone: that is the backpressure, and
-    /// it bounds this at one scratch buffer.
-    kept: Vec<u8>,
-    sent: usize,
-    /// Since when the writer has taken nothing of what waits for it.
-    pub(super) stalled: Option<Instant>,
-    /// A Close frame for the next boundary.
-    close: Option<CloseFrame>,
+    /// What the writer refused. Nothing more is read before it is gone: that is the backpressure, and it bounds this at
+    /// one scratch buffer. With it, since when the writer has taken nothing, and a frame of ours for the next boundary.
+    kept: Kept,
+    /// What holds the reader to rules, where there are some.
+    pub(super) gate: Option<Box<Gate>>,
     unflushed: bool,
     /// The reader has ended.
     pub(super) ended: bool,
     /// Nothing more goes to the writer; what is read is looked at and dropped.
     discard: bool,
+    /// A Close frame of the reader's went to the writer.
+    closed: bool,
     end: End,
 }
 
@@ -39,6 +40,13 @@ enum End {
     /// To be shut down behind what is kept.
     Due,
     Done,
+}
+
+/// What is to be injected.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Due {
+    Close(CloseFrame),
+    Ping([u8; 8]),
 }
 
 /// A Close frame to be injected.
@@ -67,20 +75,25 @@ pub(super) enum LaneError {
 impl Lane {
     /// A lane that begins with bytes which were read before there was a tunnel. They are copied: the buffer that they
     /// lie in is larger than they are.
-    pub(super) fn new(early: Bytes) -> Lane {
-        let mut frames = Frames::new();
-        frames.feed(&early);
-        Lane {
-            frames,
-            kept: early.to_vec(),
-            sent: 0,
-            stalled: None,
-            close: None,
+    pub(super) fn new(early: Bytes, gate: Option<Box<Gate>>) -> Lane {
+        let mut lane = Lane {
+            frames: Frames::new(),
+            kept: Kept::default(),
+            gate,
             unflushed: false,
             ended: false,
             discard: false,
+            closed: false,
             end: End::Open,
+        };
+        let mut rest = &early[..];
+        while !rest.is_empty() {
+            let sifted = lane.sift(rest);
+            lane.kept.extend(rest.get(..sifted.pass).unwrap_or_default());
+            lane.kept.extend(sifted.release.as_slice());
+            rest = rest.get(sifted.used..).unwrap_or_default();
         }
+        lane
     }
 
     /// Whether the writer has yet to take something.
@@ -98,9 +111,24 @@ impl Lane {
         self.ended || self.frames.close_code().is_some()
     }
 
-    /// Whether a Close frame still waits for its boundary.
+    /// Whether a frame of ours still waits for its boundary.
     pub(super) fn awaits_boundary(&self) -> bool {
-        self.close.is_some()
+        self.kept.due().is_some()
+    }
+
+    /// Since when the writer has taken nothing of what waits for it.
+    pub(super) fn stalled(&self) -> Option<Instant> {
+        self.kept.stalled()
+    }
+
+    /// Whether a Close frame of the reader's went to the writer.
+    pub(super) fn has_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether what was sent on so far ends with a whole frame.
+    fn is_at_boundary(&self) -> bool {
+        self.frames.is_at_boundary() || self.gate.as_ref().is_some_and(|gate| gate.holds_back())
     }
 
     /// Sends `frame` at the next boundary and nothing after it. An opaque stream has no boundary: its writer is shut
@@ -109,17 +137,28 @@ impl Lane {
         if self.end != End::Open {
             return;
         }
-        self.close = Some(frame);
-        if self.frames.is_at_boundary() {
-            self.inject();
-        } else if self.frames.is_opaque() {
-            self.cut();
+        self.kept.set_due(Due::Close(frame));
+        self.meet_boundary();
+    }
+
+    /// Sends a Ping at the next boundary, unless the stream closes or has none.
+    pub(super) fn ping(&mut self, payload: [u8; 8]) {
+        if self.end == End::Open && !self.discard && !self.closed && !self.awaits_boundary() {
+            self.kept.set_due(Due::Ping(payload));
+            self.meet_boundary();
+        }
+    }
+
+    /// Forgets a Ping that still waits for its boundary.
+    pub(super) fn forget_ping(&mut self) {
+        if matches!(self.kept.due(), Some(Due::Ping(_))) {
+            self.kept.take_due();
         }
     }
 
     /// Shuts the writer down behind what is kept, wherever the stream is. What the reader still says is dropped.
     pub(super) fn cut(&mut self) {
-        self.close = None;
+        self.kept.take_due();
         self.discard = true;
         if self.end == End::Open {
             self.end = End::Due;
@@ -128,10 +167,8 @@ impl Lane {
 
     /// Forgets the writer, which is dead.
     pub(super) fn abandon(&mut self) {
-        self.kept = Vec::new();
-        self.sent = 0;
+        self.kept = Kept::default();
         self.unflushed = false;
-        self.close = None;
         self.discard = true;
         self.end = End::Done;
     }
@@ -139,9 +176,9 @@ impl Lane {
     /// Notes since when the writer has taken nothing, after a turn in which it took `written` bytes.
     pub(super) fn note_stall(&mut self, written: usize) {
         if !self.is_blocked() {
-            self.stalled = None;
-        } else if written > 0 || self.stalled.is_none() {
-            self.stalled = Some(Instant::now());
+            self.kept.set_stalled(None);
+        } else if written > 0 || self.stalled().is_none() {
+            self.kept.set_stalled(Some(Instant::now()));
         }
     }
 
@@ -194,14 +231,18 @@ impl Lane {
 
     fn end_of_reader(&mut self) {
         self.ended = true;
-        self.close = None;
+        self.kept.take_due();
         // Behind a Close frame of ours the writer stays open for the answer; the tunnel ends soon.
         if !self.discard && self.end == End::Open {
+            // Half a header is not ours to keep.
+            if let Some(gate) = &mut self.gate {
+                self.kept.extend(gate.release().as_slice());
+            }
             self.end = End::Due;
         }
     }
 
-    /// Sends on what was read, up to the boundary where a Close frame is due.
+    /// Sends on what was read, as far as the rules allow and up to the boundary where a Close frame is due.
     fn pass<W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -209,29 +250,62 @@ impl Lane {
         bytes: &[u8],
         turn: &mut Turn,
     ) -> io::Result<()> {
-        if self.discard {
-            self.frames.feed(bytes);
-            return Ok(());
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let sifted = self.sift(rest);
+            self.send(cx, writer, rest.get(..sifted.pass).unwrap_or_default(), turn)?;
+            self.send(cx, writer, sifted.release.as_slice(), turn)?;
+            self.meet_boundary();
+            rest = rest.get(sifted.used..).unwrap_or_default();
         }
-        if self.close.is_none() {
-            self.frames.feed(bytes);
-            return self.send(cx, writer, bytes, turn);
-        }
-        let (last, after) = bytes.split_at_checked(self.frames.feed_to_boundary(bytes)).unwrap_or((bytes, &[]));
-        self.send(cx, writer, last, turn)?;
-        if self.frames.is_at_boundary() {
-            self.inject();
-        } else if self.frames.is_opaque() {
-            self.cut();
-        }
-        self.frames.feed(after);
         Ok(())
     }
 
-    fn inject(&mut self) {
-        if let Some(frame) = self.close.take() {
-            self.kept.extend(encode_close(frame.code, frame.mask));
-            self.discard = true;
+    /// Takes note of the front of `bytes`, and says what of it goes on.
+    fn sift(&mut self, bytes: &[u8]) -> Sifted {
+        let all = bytes.len();
+        if self.discard {
+            self.frames.feed(bytes);
+            return Sifted { used: all, ..Sifted::default() };
+        }
+        if let Some(gate) = &mut self.gate {
+            let sifted = gate.sift(&mut self.frames, bytes, Instant::now(), self.kept.due().is_some());
+            self.discard = gate.violation().is_some();
+            self.closed |= self.frames.close_code().is_some();
+            return sifted;
+        }
+        let used = if self.awaits_boundary() {
+            self.frames.feed_to_boundary(bytes)
+        } else {
+            self.frames.feed(bytes);
+            all
+        };
+        self.closed |= self.frames.close_code().is_some();
+        Sifted { used, pass: used, ..Sifted::default() }
+    }
+
+    /// Injects what is due if the stream is at a boundary. An opaque one will not be: it is cut, or is not asked.
+    fn meet_boundary(&mut self) {
+        if !self.awaits_boundary() {
+            return;
+        }
+        if self.is_at_boundary() {
+            match self.kept.take_due() {
+                Some(Due::Close(frame)) => {
+                    // The frame that was waited for may itself have been a Close.
+                    if !self.closed {
+                        self.kept.extend(&encode_close(frame.code, frame.mask));
+                    }
+                    self.discard = true;
+                }
+                Some(Due::Ping(payload)) if !self.closed => self.kept.extend(&encode_ping(payload)),
+                Some(Due::Ping(_)) | None => {}
+            }
+        } else if self.frames.is_opaque() {
+            match self.kept.take_due() {
+                Some(Due::Close(_)) => self.cut(),
+                Some(Due::Ping(_)) | None => {}
+            }
         }
     }
 
@@ -243,6 +317,11 @@ impl Lane {
         turn: &mut Turn,
     ) -> io::Result<()> {
         let mut rest = bytes;
+        // Behind what the writer refused, or a frame of ours, all waits for its turn.
+        if !self.kept.is_empty() {
+            self.kept.extend(rest);
+            return Ok(());
+        }
         while !rest.is_empty() {
             match write_some(cx, writer, rest)? {
                 Poll::Ready(length) => {
@@ -251,7 +330,7 @@ impl Lane {
                     rest = rest.get(length..).unwrap_or_default();
                 }
                 Poll::Pending => {
-                    self.kept = rest.to_vec();
+                    self.kept.extend(rest);
                     break;
                 }
             }
@@ -266,19 +345,15 @@ impl Lane {
         writer: &mut W,
         turn: &mut Turn,
     ) -> io::Result<Poll<()>> {
-        while let Some(rest) = self.kept.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            match write_some(cx, writer, rest)? {
+        while !self.kept.is_empty() {
+            match write_some(cx, writer, self.kept.rest())? {
                 Poll::Ready(length) => {
                     turn.bytes_written += length;
-                    self.sent += length;
+                    self.kept.sent(length);
                     self.unflushed = true;
                 }
                 Poll::Pending => return Ok(Poll::Pending),
             }
-        }
-        if self.kept.capacity() > 0 {
-            self.kept = Vec::new();
-            self.sent = 0;
         }
         if self.unflushed {
             match Pin::new(writer).poll_flush(cx) {

@@ -5,59 +5,32 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::lane::{CloseFrame, Lane, LaneError, Turn};
+use self::closing::{GOING_AWAY, random_key};
+use self::lane::{Lane, LaneError, Turn};
 use self::register::{CloseRequest, Entry};
+use self::rules::Gate;
 
+mod closing;
 pub mod frames;
+mod kept;
 mod lane;
 mod outcome;
+mod policy;
+pub mod poller;
+mod pulse;
 pub mod register;
+pub mod rules;
 
 pub use self::outcome::{EndedBy, Outcome};
-
-/// Bytes that were read behind the two heads, before the streams became a tunnel.
-#[derive(Debug, Default)]
-pub struct Early {
-    /// What the client sent behind its handshake.
-    pub to_back_end: Bytes,
-    /// What the back end sent behind its 101.
-    pub to_client: Bytes,
-}
-
-/// The deadlines of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// Without a byte in either direction. 1 h.
-    pub idle_timeout: Duration,
-    /// Without progress of a write. 60 s.
-    pub write: Duration,
-    /// For the other direction after one side has ended, or for both after both have sent a Close frame. 30 s.
-    pub half_close: Duration,
-    /// For the end of a frame in which a Close frame is to be injected; then the stream is cut. 1 s.
-    pub boundary: Duration,
-    /// For both sides to answer an injected Close frame. 2 s.
-    pub close: Duration,
-}
-
-impl Default for Policy {
-    fn default() -> Policy {
-        Policy {
-            idle_timeout: Duration::from_secs(3600),
-            write: Duration::from_secs(60),
-            half_close: Duration::from_secs(30),
-            boundary: Duration::from_secs(1),
-            close: Duration::from_secs(2),
-        }
-    }
-}
+use self::policy::Waits;
+pub use self::policy::{Early, Policy};
 
 /// Joins two streams until both have ended, one has broken, a deadline has passed or the register says so. Dropping
 /// the future closes both at once. Bytes within [`Early`] are sent first.
@@ -66,25 +39,41 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
+    run_then(client, back_end, early, policy, entry, |outcome| outcome)
+}
+
+/// The same, with `then` at its end: a task that awaited [`run`] and went on would be twice as large, with room for the
+/// tunnel both before and while it is awaited.
+pub fn run_then<C, B, T>(
+    client: C,
+    back_end: B,
+    early: Early,
+    mut policy: Policy,
+    entry: Entry,
+    then: impl FnOnce(Outcome) -> T,
+) -> impl Future<Output = T>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
     // Outside the async block, which would keep room for the arguments beside the tunnel that they move into.
+    let gate = policy.rules.take().map(|rules| Box::new(Gate::new(*rules, random_key(), Instant::now())));
     let mut tunnel = Tunnel {
         client,
         back_end,
-        up: Lane::new(early.to_back_end),
-        down: Lane::new(early.to_client),
-        policy,
+        up: Lane::new(early.to_back_end, gate),
+        down: Lane::new(early.to_client, None),
+        policy: Waits::of(&policy),
         last_byte: entry.opened(),
         entry,
-        told: None,
-        boundary_by: None,
-        end_by: None,
-        cause: None,
+        ends: None,
+        alarm: None,
         close_code: None,
         ending: Ending::Open,
     };
     async move {
-        let mut alarm = pin!(sleep_until(tunnel.next_deadline()));
-        poll_fn(|cx| tunnel.poll(cx, alarm.as_mut())).await
+        let outcome = poll_fn(|cx| tunnel.poll(cx)).await;
+        then(outcome)
     }
 }
 
@@ -95,9 +84,20 @@ struct Tunnel<C, B> {
     up: Lane,
     /// Back end to client.
     down: Lane,
-    policy: Policy,
+    policy: Waits,
     entry: Entry,
     last_byte: Instant,
+    /// What is known of its end, once there is something.
+    ends: Option<Box<Ends>>,
+    /// For a deadline that is near; a far one is the register's to tell.
+    alarm: Option<Pin<Box<Sleep>>>,
+    close_code: Option<u16>,
+    ending: Ending,
+}
+
+/// How a tunnel is to end.
+#[derive(Default)]
+struct Ends {
     /// To close at that time.
     told: Option<CloseRequest>,
     /// When to stop waiting for the end of a frame.
@@ -105,8 +105,6 @@ struct Tunnel<C, B> {
     /// When the tunnel ends, whatever is still on its way.
     end_by: Option<Instant>,
     cause: Option<EndedBy>,
-    close_code: Option<u16>,
-    ending: Ending,
 }
 
 /// Large enough that bulk goes in sends of 64 KiB.
@@ -122,13 +120,13 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<Outcome> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         if let Some(told) = self.entry.told(cx) {
-            self.told = Some(told);
+            self.ends().told = Some(told);
         }
         // A closing may be due at once, and what it wants to send must go before the task sleeps.
-        if self.told.is_some_and(|told| told.at <= Instant::now()) {
-            self.begin_closing();
+        if self.told_at().is_some_and(|at| at <= Instant::now()) {
+            self.obey();
         }
         loop {
             let mut scratch = SCRATCH_OF_WORKER.take();
@@ -141,7 +139,7 @@ where
             if more {
                 cx.waker().wake_by_ref();
             }
-            match self.keep_time(cx, alarm.as_mut()) {
+            match self.keep_time(cx) {
                 Time::Waiting => return Poll::Pending,
                 Time::Acted => {}
                 Time::Up => return Poll::Ready(self.finish(cx)),
@@ -156,11 +154,12 @@ where
         let went_down = self.down.turn(cx, &mut self.back_end, &mut self.client, scratch, &mut down);
         if up.bytes_read + up.bytes_written + down.bytes_read + down.bytes_written > 0 {
             self.last_byte = Instant::now();
-            self.entry.count_to_back_end(up.bytes_written as u64);
-            self.entry.count_to_client(down.bytes_written as u64);
+            self.entry.count(up.bytes_written as u64, down.bytes_written as u64, self.last_byte);
+            self.entry.note_messages(self.up.frames.messages(), self.down.frames.messages());
         }
+        let refused = self.note_violation();
         self.note_ends();
-        let mut more = up.more || down.more;
+        let mut more = up.more || down.more || refused;
         match went_up {
             Ok(()) => {}
             Err(LaneError::Reader(error)) => self.reset(EndedBy::ClientError(error)),
@@ -181,19 +180,21 @@ where
             }
         }
         self.up.note_stall(up.bytes_written);
+        let was_stalled = self.down.stalled().is_some();
         self.down.note_stall(down.bytes_written);
+        self.note_pulse(up.bytes_read > 0, was_stalled || self.down.stalled().is_some());
         more
     }
 
     /// A stream cannot be written to: what it had to say goes to the other side yet.
     fn break_off(&mut self, cause: EndedBy) {
-        self.cause.get_or_insert(cause);
+        self.ends().cause.get_or_insert(cause);
         self.ending = self.ending.max(Ending::LastWords);
     }
 
     /// A stream is gone: there is nothing left to wait for.
     fn reset(&mut self, cause: EndedBy) {
-        self.cause.get_or_insert(cause);
+        self.ends().cause.get_or_insert(cause);
         self.ending = Ending::Now;
     }
 
@@ -201,18 +202,17 @@ where
     fn note_ends(&mut self) {
         let (up, down) = (self.up.frames.close_code(), self.down.frames.close_code());
         self.close_code = self.close_code.or(up).or(down);
-        if self.cause.is_none() {
-            self.cause = match (up, down) {
-                (Some(_), _) => Some(EndedBy::Client),
-                (None, Some(_)) => Some(EndedBy::BackEnd),
-                (None, None) if self.up.ended => Some(EndedBy::Client),
-                (None, None) if self.down.ended => Some(EndedBy::BackEnd),
-                (None, None) => None,
-            };
-        }
+        let cause = match (up, down) {
+            (Some(_), _) => EndedBy::Client,
+            (None, Some(_)) => EndedBy::BackEnd,
+            (None, None) if self.up.ended => EndedBy::Client,
+            (None, None) if self.down.ended => EndedBy::BackEnd,
+            (None, None) => return,
+        };
+        self.ends().cause.get_or_insert(cause);
         let both_closed = up.is_some() && down.is_some();
-        if self.end_by.is_none() && (both_closed || self.up.ended || self.down.ended) {
-            self.end_by = Some(after(Instant::now(), self.policy.half_close));
+        if self.end_by().is_none() && (both_closed || self.up.ended || self.down.ended) {
+            self.ends().end_by = Some(after(Instant::now(), self.policy.half_close));
         }
     }
 
@@ -226,88 +226,89 @@ where
         }
     }
 
-    /// Carries out the register's request: a Close frame each way, unless a side has closed already.
-    fn begin_closing(&mut self) {
-        let Some(told) = self.told.take() else { return };
-        if self.ending != Ending::Open {
-            return;
-        }
-        self.ending = Ending::Closing;
-        self.cause.get_or_insert(EndedBy::Drain);
-        let now = Instant::now();
-        let mut end_by = after(now, self.policy.close);
-        if self.close_code.is_none() {
-            self.close_code = Some(told.code);
-            self.down.close(CloseFrame { code: told.code, mask: None });
-            // RFC 6455 section 5.3: "The masking key MUST be derived from a strong source of entropy". Without one
-            // there is no frame.
-            let mut key = [0; 4];
-            match aws_lc_rs::rand::fill(&mut key) {
-                Ok(()) => self.up.close(CloseFrame { code: told.code, mask: Some(key) }),
-                Err(_) => self.up.cut(),
-            }
-            if self.up.awaits_boundary() || self.down.awaits_boundary() {
-                let boundary_by = after(now, self.policy.boundary);
-                self.boundary_by = Some(boundary_by);
-                end_by = after(boundary_by, self.policy.close);
-            }
-        }
-        self.end_by = Some(self.end_by.map_or(end_by, |earlier| earlier.min(end_by)));
+    fn ends(&mut self) -> &mut Ends {
+        self.ends.get_or_insert_default()
+    }
+
+    fn told_at(&self) -> Option<Instant> {
+        self.ends.as_ref()?.told.map(|told| told.at)
+    }
+
+    fn boundary_by(&self) -> Option<Instant> {
+        self.ends.as_ref()?.boundary_by
+    }
+
+    fn end_by(&self) -> Option<Instant> {
+        self.ends.as_ref()?.end_by
+    }
+
+    fn idle_deadline(&self) -> Option<Instant> {
+        (self.ending == Ending::Open).then(|| after(self.last_byte, self.policy.idle_timeout))
     }
 
     /// The earliest time at which something has to be done.
     fn next_deadline(&self) -> Instant {
-        let idle = after(self.last_byte, self.policy.idle_timeout);
-        let stalls = [self.up.stalled, self.down.stalled].map(|since| since.map(|at| after(at, self.policy.write)));
-        let others = [self.end_by, self.boundary_by, self.told.map(|told| told.at)];
-        others.into_iter().chain(stalls).flatten().fold(idle, Instant::min)
+        let stalls = [self.up.stalled(), self.down.stalled()].map(|since| since.map(|at| after(at, self.policy.write)));
+        let others = [self.end_by(), self.boundary_by(), self.told_at(), self.idle_deadline(), self.pulse_deadline()];
+        let first = others.into_iter().chain(stalls).flatten().min();
+        // A tunnel that is open may be idle, and one that is not has its end.
+        first.unwrap_or_else(|| after(self.last_byte, self.policy.idle_timeout))
     }
 
-    /// Keeps the alarm at or before the next deadline. It is moved only when it has rung or is too late: bytes that
-    /// come and go cost no timer work.
-    fn keep_time(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Time {
-        let next = self.next_deadline();
-        if next < alarm.deadline() {
-            alarm.as_mut().reset(next);
-        }
-        while alarm.as_mut().poll(cx).is_ready() {
+    /// Sees to it that the task is woken at or before the next deadline: by the register while it is far, or by an
+    /// alarm. Either is moved only when it has rung or is too late: bytes that come and go cost no timer work.
+    fn keep_time(&mut self, cx: &mut Context<'_>) -> Time {
+        loop {
+            let next = self.next_deadline();
+            let alarm = match &mut self.alarm {
+                Some(alarm) if alarm.deadline() <= next => alarm,
+                _ if self.entry.wakes_before(next) => return Time::Waiting,
+                Some(alarm) => {
+                    alarm.as_mut().reset(next);
+                    alarm
+                }
+                alarm => alarm.insert(Box::pin(sleep_until(next))),
+            };
+            if alarm.as_mut().poll(cx).is_pending() {
+                return Time::Waiting;
+            }
+            self.alarm = None;
             match self.strike(Instant::now()) {
-                Time::Waiting => alarm.as_mut().reset(self.next_deadline()),
+                Time::Waiting => {}
                 acted => return acted,
             }
         }
-        Time::Waiting
     }
 
     /// Does what is due.
     fn strike(&mut self, now: Instant) -> Time {
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let has_stalled = |lane: &Lane| is_due(lane.stalled.map(|since| after(since, self.policy.write)));
-        if is_due(self.end_by) {
+        let has_stalled = |lane: &Lane| is_due(lane.stalled().map(|since| after(since, self.policy.write)));
+        if is_due(self.end_by()) {
             return Time::Up;
         }
-        let cause = if has_stalled(&self.up) {
-            EndedBy::BackEndStalled
-        } else if has_stalled(&self.down) {
-            EndedBy::ClientStalled
-        } else if is_due(Some(after(self.last_byte, self.policy.idle_timeout))) {
-            EndedBy::Idle
-        } else if is_due(self.boundary_by) {
-            self.boundary_by = None;
+        if has_stalled(&self.up) || has_stalled(&self.down) {
+            let cause = if has_stalled(&self.up) { EndedBy::BackEndStalled } else { EndedBy::ClientStalled };
+            self.ends().cause.get_or_insert(cause);
+            return Time::Up;
+        }
+        if is_due(self.idle_deadline()) {
+            self.begin_closing(GOING_AWAY, EndedBy::Idle);
+        } else if is_due(self.boundary_by()) {
+            self.ends().boundary_by = None;
             for lane in [&mut self.up, &mut self.down] {
                 if lane.awaits_boundary() {
                     lane.cut();
                 }
             }
-            return Time::Acted;
-        } else if is_due(self.told.map(|told| told.at)) {
-            self.begin_closing();
-            return Time::Acted;
+        } else if is_due(self.told_at()) {
+            self.obey();
+        } else if is_due(self.pulse_deadline()) {
+            self.take_pulse();
         } else {
             return Time::Waiting;
-        };
-        self.cause.get_or_insert(cause);
-        Time::Up
+        }
+        Time::Acted
     }
 
     fn finish(&mut self, cx: &mut Context<'_>) -> Outcome {
@@ -321,7 +322,7 @@ where
             messages_to_back_end: self.up.frames.messages(),
             messages_to_client: self.down.frames.messages(),
             close_code: self.close_code,
-            ended: self.cause.take().unwrap_or(EndedBy::Drain),
+            ended: self.ends().cause.take().unwrap_or(EndedBy::Drain),
             duration: self.entry.opened().elapsed(),
         }
     }
@@ -347,16 +348,18 @@ enum Time {
     Up,
 }
 
-fn after(start: Instant, wait: Duration) -> Instant {
+fn after(start: Instant, wait: impl Into<Duration>) -> Instant {
+    let wait = wait.into();
     // Past the end of the clock there is no difference to a year.
     let year = Duration::from_secs(365 * 86_400);
     start.checked_add(wait).or_else(|| start.checked_add(year)).unwrap_or(start)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io;
 
+    use bytes::Bytes;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, BufStream, DuplexStream, ReadBuf, duplex};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::JoinHandle;
@@ -367,43 +370,60 @@ mod tests {
     use super::register::{TunnelInfo, Tunnels};
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(20);
-    const KEY: [u8; 4] = [1, 2, 3, 4];
+    pub(super) const SOON: Duration = Duration::from_secs(20);
+    pub(super) const KEY: [u8; 4] = [1, 2, 3, 4];
 
     fn entry(tunnels: &Tunnels) -> Entry {
+        let timed = tunnels.clone();
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                tick.tick().await;
+                timed.wake_due(Instant::now());
+            }
+        });
         tunnels.open(TunnelInfo {
             site: "app".into(),
             back_end: "http://127.0.0.1:3444".into(),
             client: "192.0.2.1".parse().unwrap(),
             path: "/socket.io/".into(),
+            http2: false,
         })
     }
 
     /// A tunnel with its two ends in the hands of the test.
-    struct Bench<S> {
-        client: S,
-        back_end: S,
-        tunnels: Tunnels,
-        outcome: JoinHandle<Outcome>,
+    pub(super) struct Bench<S> {
+        pub(super) client: S,
+        pub(super) back_end: S,
+        pub(super) tunnels: Tunnels,
+        pub(super) outcome: JoinHandle<Outcome>,
     }
 
     impl<S> Bench<S> {
-        async fn outcome(self) -> Outcome {
+        pub(super) async fn outcome(self) -> Outcome {
             let outcome = timeout(SOON * 600, self.outcome).await.unwrap().unwrap();
             assert!(self.tunnels.is_empty());
             outcome
         }
 
-        fn close(&self, code: u16) {
-            assert_eq!(self.tunnels.close(|_| true, code, Duration::ZERO), 1);
+        pub(super) fn close(&self, code: u16) {
+            assert_eq!(self.tunnels.close(|_, _| true, code, Duration::ZERO), 1);
         }
     }
 
     fn in_memory(capacity: usize) -> Bench<DuplexStream> {
+        with_policy(capacity, Policy::default())
+    }
+
+    pub(super) fn with_policy(capacity: usize, policy: Policy) -> Bench<DuplexStream> {
+        with_early(capacity, policy, Early::default())
+    }
+
+    pub(super) fn with_early(capacity: usize, policy: Policy, early: Early) -> Bench<DuplexStream> {
         let (client, near_client) = duplex(capacity);
         let (back_end, near_back_end) = duplex(capacity);
         let tunnels = Tunnels::default();
-        let tunnel = run(near_client, near_back_end, Early::default(), Policy::default(), entry(&tunnels));
+        let tunnel = run(near_client, near_back_end, early, policy, entry(&tunnels));
         Bench { client, back_end, outcome: tokio::spawn(tunnel), tunnels }
     }
 
@@ -421,20 +441,20 @@ mod tests {
     }
 
     /// Waits for exactly these bytes.
-    async fn expect<S: AsyncRead + Unpin>(stream: &mut S, bytes: &[u8]) {
+    pub(super) async fn expect<S: AsyncRead + Unpin>(stream: &mut S, bytes: &[u8]) {
         let mut got = vec![0; bytes.len()];
         timeout(SOON, stream.read_exact(&mut got)).await.expect("bytes arrive").unwrap();
         assert_eq!(got, bytes);
     }
 
-    async fn expect_end<S: AsyncRead + Unpin>(stream: &mut S) {
+    pub(super) async fn expect_end<S: AsyncRead + Unpin>(stream: &mut S) {
         let mut rest = Vec::new();
         timeout(SOON * 600, stream.read_to_end(&mut rest)).await.expect("the stream ends").unwrap();
         assert_eq!(rest, b"");
     }
 
     /// Reads a Close frame from the back end's view: masked.
-    async fn expect_masked_close<S: AsyncRead + Unpin>(stream: &mut S, code: u16) {
+    pub(super) async fn expect_masked_close<S: AsyncRead + Unpin>(stream: &mut S, code: u16) {
         let mut got = [0; 8];
         timeout(SOON, stream.read_exact(&mut got)).await.unwrap().unwrap();
         let key = [got[2], got[3], got[4], got[5]];
@@ -443,7 +463,7 @@ mod tests {
     }
 
     /// Lets the tunnel do all that it can do without time passing.
-    async fn settle() {
+    pub(super) async fn settle() {
         for _ in 0..50 {
             tokio::task::yield_now().await;
         }
@@ -640,8 +660,9 @@ mod tests {
         }
         let outcome = bench.outcome().await;
         assert!(matches!(outcome.ended, EndedBy::Idle));
-        assert_eq!(start.elapsed().as_secs(), 60 * (155 + 60));
-        assert_eq!(outcome.duration.as_secs(), 60 * (155 + 60));
+        // Nobody answers the Close frames.
+        assert_eq!(start.elapsed().as_secs(), 60 * (155 + 60) + 2);
+        assert_eq!(outcome.duration.as_secs(), 60 * (155 + 60) + 2);
     }
 
     #[tokio::test(start_paused = true)]
@@ -788,6 +809,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn ten_thousand_are_closed_evenly() {
+        let (start, tunnels) = (Instant::now(), Tunnels::default());
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..10_000 {
+            let ((mut client, near_client), (back_end, near_back_end)) = (duplex(64), duplex(64));
+            let tunnel = run(near_client, near_back_end, Early::default(), Policy::default(), entry(&tunnels));
+            tokio::spawn(tunnel);
+            clients.spawn(async move {
+                let mut frame = [0; 4];
+                client.read_exact(&mut frame).await.unwrap();
+                assert_eq!(frame[..], encode_close(1012, None)[..]);
+                drop(back_end);
+                start.elapsed().as_millis()
+            });
+        }
+        settle().await;
+        assert_eq!(tunnels.close(|_, _| true, 1012, Duration::from_secs(30)), 10_000);
+        let times = clients.join_all().await;
+        // Not only second by second: no tenth of one is a crowd or a gap.
+        let mut tenths = [0_u32; 301];
+        times.into_iter().for_each(|ms| tenths[usize::try_from(ms / 100).unwrap()] += 1);
+        // Timers round up to a millisecond: the last may fall into the next tenth.
+        assert!(tenths[300] <= 1, "{tenths:?}");
+        assert!(tenths[..300].iter().all(|count| (30..=37).contains(count)), "{tenths:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_drain_is_spread_over_its_window() {
         let start = Instant::now();
         let tunnels = Tunnels::default();
@@ -803,13 +851,14 @@ mod tests {
             ends.push((client, back_end));
         }
         settle().await;
-        assert_eq!(tunnels.close(|_| true, 1001, Duration::from_secs(100)), 10);
+        assert_eq!(tunnels.close(|_, _| true, 1001, Duration::from_secs(100)), 10);
         tunnels.closed().await;
         let mut times = closed.join_all().await;
         times.sort_unstable();
+        // Ten take ten seconds, not the hundred that they may.
         for (place, time) in times.into_iter().enumerate() {
             let place = place as u64;
-            let share = Duration::from_secs(10 * place + 2)..=Duration::from_millis(10_000 * (place + 1) + 2_002);
+            let share = Duration::from_secs(place + 2)..=Duration::from_millis(1_000 * (place + 1) + 2_002);
             assert!(share.contains(&time), "{place}: {time:?}");
         }
     }

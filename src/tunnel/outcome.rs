@@ -3,8 +3,9 @@
 use std::io;
 use std::time::Duration;
 
+use super::rules::Violation;
 #[cfg(doc)]
-use super::{Policy, frames, register};
+use super::{Policy, frames, register, rules::Rules};
 
 /// What became of a tunnel.
 #[derive(Debug)]
@@ -36,6 +37,10 @@ pub enum EndedBy {
     Idle,
     /// It was told to close: [`Tunnels::close`](register::Tunnels::close).
     Drain,
+    /// The client broke a rule.
+    Refused(Violation),
+    /// The client did not answer a Ping within [`Rules::ping_interval`].
+    ClientDead,
     /// The client took nothing for [`Policy::write`].
     ClientStalled,
     /// The back end took nothing for [`Policy::write`].
@@ -54,6 +59,10 @@ impl EndedBy {
             EndedBy::BackEnd => "back_end",
             EndedBy::Idle => "idle",
             EndedBy::Drain => "drain",
+            EndedBy::Refused(Violation::TooLarge) => "max_message",
+            EndedBy::Refused(Violation::TooFast) => "message_rate",
+            EndedBy::Refused(Violation::BadFrames) => "bad_frames",
+            EndedBy::ClientDead => "client_dead",
             EndedBy::ClientStalled => "client_stalled",
             EndedBy::BackEndStalled => "back_end_stalled",
             EndedBy::ClientError(_) => "client_error",
