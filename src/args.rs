@@ -1,8 +1,11 @@
 //! Layer 6: the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::base::units::parse_duration;
 
 /// An edge server for sites that speak both HTTP and WebSocket.
 ///
@@ -52,7 +55,7 @@ pub enum Command {
     ///
     /// Reads the file, binds its addresses and serves until QUIT or TERM. It never becomes a daemon: systemd, a
     /// container or a terminal is its parent.
-    Run,
+    Run(Run),
     /// Check the file, and the world around it
     ///
     /// Tells every problem of the file in one run, each with its line and what to write instead. Then looks at the
@@ -64,6 +67,11 @@ pub enum Command {
     /// The file is checked first. A bad one changes nothing: the reason is printed, and the exit code is 1. Open
     /// WebSockets stay open.
     Reload,
+    /// Show live sockets, and close some
+    ///
+    /// One line for each WebSocket that is open: where it comes from and goes to, for how long, and what went through
+    /// it. Without filters all are shown, the oldest first.
+    Sockets(Box<Sockets>),
     /// Print the configuration in force
     ///
     /// In the format of the file: included files joined, defaults filled in, secrets masked.
@@ -167,9 +175,97 @@ pub struct Untrust {
     pub all: bool,
 }
 
+/// Options of `run`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Run {
+    /// Read the file again whenever it, or one that it includes, changes on disk
+    ///
+    /// As `doorward reload` does it: open sockets stay open, and a bad file changes nothing.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// Options of `sockets`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "Examples:\n  \
+    doorward sockets --site app --older 1h\n  \
+    doorward sockets close 17\n  \
+    doorward sockets close --client 203.0.113.0/24 --code 1008\n  \
+    doorward sockets close --site app --over 5m")]
+pub struct Sockets {
+    /// Which.
+    #[command(flatten)]
+    pub filter: SocketFilter,
+    /// Print one JSON object for each socket, for scripts
+    #[arg(long)]
+    pub json: bool,
+    /// Show the N oldest; 0 shows the sums alone
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// What to do beside showing them.
+    #[command(subcommand)]
+    pub command: Option<SocketsCommand>,
+}
+
+/// Which sockets: those that every given condition holds for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct SocketFilter {
+    /// Those of this site
+    #[arg(long, value_name = "NAME")]
+    pub site: Option<String>,
+    /// Those to this back end, such as http://127.0.0.1:6001
+    #[arg(long, value_name = "URL")]
+    pub back_end: Option<String>,
+    /// Those of this address, or of this range (10.0.0.0/8)
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<String>,
+    /// Those whose path begins so
+    #[arg(long, value_name = "PREFIX")]
+    pub path: Option<String>,
+    /// Those that were silent for at least so long (30s, 5m, 2h)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub idle: Option<Duration>,
+    /// Those that are open for at least so long (30s, 5m, 2h)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub older: Option<Duration>,
+}
+
+/// What is done with sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum SocketsCommand {
+    /// Close one or many, with a Close frame that clients understand
+    ///
+    /// Clients come back by themselves: most libraries try again at once, so many are closed over a time. Prints how
+    /// many it will be, and does not wait for the last.
+    Close(CloseSockets),
+}
+
+/// Options of `sockets close`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct CloseSockets {
+    /// The ids, as `doorward sockets` shows them
+    #[arg(value_name = "ID", conflicts_with_all = ["SocketFilter", "all"])]
+    pub ids: Vec<String>,
+    /// Which.
+    #[command(flatten)]
+    pub filter: SocketFilter,
+    /// Every socket there is
+    #[arg(long, conflicts_with = "SocketFilter")]
+    pub all: bool,
+    /// The status of the Close frame: 1012 has clients come back, 1008 tells them that they are not wanted
+    #[arg(long, default_value_t = 1012)]
+    pub code: u16,
+    /// Spread over this time, a second for each at most [default: at once by id, else 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub over: Option<Duration>,
+}
+
 fn header(text: &str) -> Result<(String, String), String> {
-    match text.split_once(':') {
-        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
+    // `:protocol` begins with a colon, as all that HTTP/2 has beside fields.
+    let (colon, rest) = text.strip_prefix(':').map_or(("", text), |rest| (":", rest));
+    let pair = rest.split_once(':').map(|(name, value)| (format!("{colon}{}", name.trim()), value));
+    match pair {
+        Some((name, value)) if name.len() > colon.len() => Ok((name, value.trim().to_owned())),
         _ => Err("a field is 'Name: value', such as 'Upgrade: websocket'".to_owned()),
     }
 }
@@ -203,11 +299,34 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_closed_by_id_or_by_filter_and_never_by_both() {
+        let close = |line: &str| match parse(line).command() {
+            Some(Command::Sockets(options)) => match options.command {
+                Some(SocketsCommand::Close(close)) => close,
+                None => panic!("{line}"),
+            },
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(close("doorward sockets close 17 1234:18 -c a.toml").ids, ["17", "1234:18"]);
+        assert_eq!(close("doorward sockets -c a.toml close 17").code, 1012);
+        let by_site = close("doorward sockets close --site app --idle 5m --over 30s --code 1001");
+        assert_eq!((by_site.filter.site.as_deref(), by_site.code), (Some("app"), 1001));
+        assert_eq!((by_site.filter.idle.unwrap().as_secs(), by_site.over.unwrap().as_secs()), (300, 30));
+        for wrong in ["17 --site app", "17 --all", "--all --site app", "--over 30", "--idle x"] {
+            let line = format!("doorward sockets close {wrong}");
+            assert!(Arguments::try_parse_from(line.split_whitespace()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn fields_of_explain_are_split_at_the_colon() {
         let arguments =
             Arguments::try_parse_from(["doorward", "explain", "GET", "https://a/x", "-H", "Host: a:8443"]).unwrap();
         let Some(Command::Explain(explain)) = arguments.command() else { panic!() };
         assert_eq!(explain.headers, [("Host".to_owned(), "a:8443".to_owned())]);
-        assert!(Arguments::try_parse_from(["doorward", "explain", "GET", "https://a/x", "-H", "x"]).is_err());
+        for bad in ["x", ":", ": x", "::"] {
+            assert!(header(bad).is_err(), "{bad}");
+        }
+        assert_eq!(header(":protocol: websocket"), Ok((":protocol".to_owned(), "websocket".to_owned())));
     }
 }

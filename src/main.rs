@@ -1,16 +1,20 @@
 //! `doorward`: from the arguments to a command. Prints what went wrong; the only file that ends the process.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use tokio_util::sync::CancellationToken;
 
 use doorward::admin::control::{self, ControlError, Request};
-use doorward::args::{Arguments, Cert, Command, DEFAULT_CONFIG};
+use doorward::admin::sockets::Selection;
+use doorward::admin::sockets::ask::{self, Closing, Shown};
+use doorward::args::{Arguments, Cert, Command, DEFAULT_CONFIG, SocketFilter, Sockets, SocketsCommand};
 use doorward::config::{self, Config};
 use doorward::demo::{self, DemoBackEnds};
 use doorward::doctor::{self, Severity};
@@ -33,12 +37,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let file = arguments.config.as_path();
     match arguments.command() {
-        Some(Command::Run) => finish(start::run(Source::File(file.to_owned()), || ())),
+        Some(Command::Run(options)) => finish(start::run(Source::File(file.to_owned()), options.watch, || ())),
         Some(Command::Check(options)) => check(file, options.offline),
         Some(Command::Reload) => ask(file, Request::Reload, "\nthe old configuration stays in force"),
         Some(Command::Cert(Cert::List)) => list_certificates(file),
         Some(Command::Cert(Cert::Renew(which))) => ask(file, Request::Renew(&which.name), ""),
         Some(Command::Cert(Cert::Test(which))) => ask(file, Request::Test(&which.name), ""),
+        Some(Command::Sockets(options)) => sockets(file, *options),
         Some(Command::Config) => show(file),
         Some(Command::Explain(asked)) => {
             with_config(file, |config| print(explain::explain(config, &asked.method, &asked.url, &asked.headers)))
@@ -82,9 +87,7 @@ fn check(file: &Path, offline: bool) -> ExitCode {
 
 /// Asks the running server, waits for the outcome, and fails when it is none; `kept` is what is so nevertheless.
 fn ask(file: &Path, request: Request<'_>, kept: &str) -> ExitCode {
-    let uid = rustix::process::getuid().as_raw();
-    let path = control::socket_path(file, &|name| std::env::var(name).ok(), uid);
-    match control::ask(&path, request) {
+    match control::ask(&socket_path(file), request) {
         Ok(Ok(text)) => {
             say(&text);
             ExitCode::SUCCESS
@@ -94,11 +97,48 @@ fn ask(file: &Path, request: Request<'_>, kept: &str) -> ExitCode {
     }
 }
 
+fn sockets(file: &Path, options: Sockets) -> ExitCode {
+    let path = socket_path(file);
+    let Sockets { filter, json, limit, command } = options;
+    let Some(SocketsCommand::Close(close)) = command else {
+        let width = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
+        let shown = Shown { json, limit, width: width.filter(|width| *width > 0) };
+        return finish(ask::list(&path, selection(filter), shown, &mut io::stdout().lock()));
+    };
+    if filter != SocketFilter::default() || json || limit.is_some() {
+        return fail("what chooses the sockets to close comes behind `close`: doorward sockets close --site app");
+    }
+    let closing = Closing {
+        ids: close.ids,
+        selection: selection(close.filter),
+        all: close.all,
+        code: close.code,
+        over: close.over,
+    };
+    finish(ask::close(&path, closing, &mut io::stdout().lock()))
+}
+
+fn selection(filter: SocketFilter) -> Selection {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Selection {
+        ids: BTreeSet::new(),
+        site: filter.site,
+        back_end: filter.back_end,
+        client: filter.client,
+        path: filter.path,
+        idle_ms: filter.idle.map(ms),
+        older_ms: filter.older.map(ms),
+    }
+}
+
+fn socket_path(file: &Path) -> PathBuf {
+    let uid = rustix::process::getuid().as_raw();
+    control::socket_path(file, &|name| std::env::var(name).ok(), uid)
+}
+
 /// What the running server says, or, if none runs, what the file and the disk say.
 fn list_certificates(file: &Path) -> ExitCode {
-    let uid = rustix::process::getuid().as_raw();
-    let path = control::socket_path(file, &|name| std::env::var(name).ok(), uid);
-    match control::ask(&path, Request::List) {
+    match control::ask(&socket_path(file), Request::List) {
         Ok(outcome) => print(outcome),
         Err(ControlError::NotRunning(_)) => with_config(file, |config| print(automatic::list(config))),
         Err(error) => fail(error),
@@ -128,7 +168,7 @@ fn run_demo(https_port: u16) -> Result<(), Box<dyn std::error::Error>> {
     let http_port = free_port(8080)?;
     let text = demo::config_text(&back_ends, https_port, http_port);
     let source = Source::Text { folder: std::env::current_dir()?, name: "demo.toml".to_owned(), text: text.clone() };
-    start::run(source, || say(&demo::banner(&text, https_port, http_port)))?;
+    start::run(source, false, || say(&demo::banner(&text, https_port, http_port)))?;
     stop.cancel();
     serving.join().map_err(|_| io::Error::other("the demo's back ends panicked"))??;
     Ok(())

@@ -1,8 +1,8 @@
-//! The control socket: a unix socket that `doorward reload` and `doorward cert` speak to. Whoever may open it may
-//! reload; its folder is 0700 and its file 0600.
+//! The control socket: a unix socket that `doorward reload`, `doorward cert` and `doorward sockets` speak to. Its folder
+//! is 0700 and its file 0600; and whoever gets there all the same is asked by the kernel who they are.
 //!
-//! One line in (`reload`, `cert list`, `cert renew NAME`, `cert test NAME`), one line of outcome out (`ok` or `failed`), then text
-//! for the person who asked.
+//! One line in (`reload`, `cert list`, `cert renew NAME`, `cert test NAME`, `sockets list …`, `sockets close …`), one line of
+//! outcome out (`ok` or `failed`), then text for the person who asked.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -17,6 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::acme::renewals::Renewals;
+use crate::admin::sockets::serve as live;
+use crate::edge::process::Process;
 
 /// How long a client of the socket may take to say what it wants.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,6 +28,9 @@ const RELOAD: Duration = Duration::from_secs(60);
 
 /// How long an order for a certificate may take: authorities think, and orders wait for one another.
 const ORDER: Duration = Duration::from_secs(20 * 60);
+
+/// The longest line that is read: room for some thousand ids.
+pub(super) const LONGEST_REQUEST: usize = 64 * 1024;
 
 /// Clients that are served at once; more wait.
 const AT_ONCE: usize = 16;
@@ -56,6 +61,14 @@ pub enum ControlError {
     /// Nobody listens.
     #[error("no doorward runs with this file (nothing listens on {})", .0.display())]
     NotRunning(PathBuf),
+    /// The socket is another account's.
+    #[error("{}: {source}; ask as the account that doorward runs under, or as root", path.display())]
+    Forbidden {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The answer is not one.
     #[error("the running doorward did not answer: {0}")]
     NoAnswer(io::Error),
@@ -79,10 +92,34 @@ pub fn socket_path(config: &Path, env: &dyn Fn(&str) -> Option<String>, uid: u32
     folder.join(format!("{hash:016x}.sock"))
 }
 
+/// Where a process that a newer one has taken over from goes on answering, for the tunnels that it still has.
+pub fn leftover_path(path: &Path, pid: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{pid}"));
+    name.into()
+}
+
+/// The files of such processes beside `path`, the oldest number first. Some may be of processes that have died.
+pub(super) fn leftovers(path: &Path) -> Vec<(u32, PathBuf)> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Vec::new();
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut all: Vec<(u32, PathBuf)> = entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.strip_prefix(name)?.strip_prefix('.')?.parse().ok()?;
+            Some((pid, leftover_path(path, pid)))
+        })
+        .collect();
+    all.sort_unstable();
+    all
+}
+
 /// A bound control socket; its file is removed when dropped.
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
+    uid: u32,
 }
 
 impl ControlSocket {
@@ -101,16 +138,23 @@ impl ControlSocket {
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(ControlSocket { listener, path })
+        Ok(ControlSocket { listener, path, uid })
     }
 
     /// Serves clients, until it is dropped; within a `LocalSet`. Reloads go to the single writer, one after the other.
-    pub async fn serve(&self, reloads: mpsc::Sender<ReloadRequest>, renewals: Arc<Renewals>) {
+    pub async fn serve(&self, reloads: mpsc::Sender<ReloadRequest>, renewals: Arc<Renewals>, process: Arc<Process>) {
         let mut clients = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = self.listener.accept(), if clients.len() < AT_ONCE => match accepted {
-                    Ok((stream, _)) => drop(clients.spawn_local(answer(stream, reloads.clone(), renewals.clone()))),
+                    Ok((stream, _)) => {
+                        if stream.peer_cred().is_ok_and(|peer| is_trusted(peer.uid(), self.uid)) {
+                            let answer = answer(stream, reloads.clone(), renewals.clone(), process.clone());
+                            clients.spawn_local(answer);
+                        } else {
+                            tracing::warn!("control socket: another account was turned away");
+                        }
+                    }
                     Err(error) => {
                         tracing::warn!("control socket: {error}");
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -132,14 +176,26 @@ impl Drop for ControlSocket {
     }
 }
 
+/// The second fence, behind the modes of folder and file: this account, and root, who may do everything anyway.
+fn is_trusted(peer: u32, own: u32) -> bool {
+    peer == own || peer == 0
+}
+
 async fn answer(
     mut stream: UnixStream,
     reloads: mpsc::Sender<ReloadRequest>,
     renewals: Arc<Renewals>,
+    process: Arc<Process>,
 ) -> io::Result<()> {
     let mut line = String::new();
-    let mut reader = tokio::io::BufReader::new((&mut stream).take(1024));
+    let mut reader = tokio::io::BufReader::new((&mut stream).take(LONGEST_REQUEST as u64));
     tokio::time::timeout(PATIENCE, reader.read_line(&mut line)).await??;
+    if let Some(order) = line.strip_prefix("sockets list ") {
+        return live::list(&mut stream, &process, order).await;
+    }
+    if let Some(order) = line.strip_prefix("sockets close ") {
+        return live::close(&mut stream, &process.tunnels, order).await;
+    }
     let words: Vec<&str> = line.split_whitespace().collect();
     let outcome = match words.as_slice() {
         ["reload"] => reload_by(&reloads).await,
@@ -201,25 +257,49 @@ impl Request<'_> {
 
 /// Asks the process behind `path` and waits for the outcome.
 pub fn ask(path: &Path, request: Request<'_>) -> Result<Outcome, ControlError> {
-    let mut stream = StdUnixStream::connect(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning(path.to_owned()),
-        _ => ControlError::Io { path: path.to_owned(), source: error },
-    })?;
-    let ask = |stream: &mut StdUnixStream| {
-        stream.set_read_timeout(Some(request.patience()))?;
-        stream.write_all(request.line().as_bytes())?;
+    match converse(path, &request.line(), request.patience())? {
+        Ok(mut reader) => Ok(Ok(rest(&mut reader).map_err(ControlError::NoAnswer)?)),
+        Err(text) => Ok(Err(text)),
+    }
+}
+
+/// Says `line` to the process behind `path`: what follows its `ok`, or its reason for `failed`. Each piece of the answer
+/// is waited for as long as `patience`.
+pub(super) fn converse(
+    path: &Path,
+    line: &str,
+    patience: Duration,
+) -> Result<Result<BufReader<StdUnixStream>, String>, ControlError> {
+    let stream = connect(path)?;
+    let begin = || {
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        (&stream).write_all(line.as_bytes())?;
         let mut reader = BufReader::new(stream);
-        let (mut verdict, mut text) = (String::new(), String::new());
+        let mut verdict = String::new();
         reader.read_line(&mut verdict)?;
-        reader.read_to_string(&mut text)?;
-        let text = text.trim_end().to_owned();
         match verdict.trim_end() {
-            "ok" => Ok(Ok(text)),
-            "failed" => Ok(Err(text)),
+            "ok" => Ok(Ok(reader)),
+            "failed" => Ok(Err(rest(&mut reader)?)),
             _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended the conversation")),
         }
     };
-    ask(&mut stream).map_err(ControlError::NoAnswer)
+    begin().map_err(ControlError::NoAnswer)
+}
+
+fn connect(path: &Path) -> Result<StdUnixStream, ControlError> {
+    StdUnixStream::connect(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning(path.to_owned()),
+        io::ErrorKind::PermissionDenied => ControlError::Forbidden { path: path.to_owned(), source },
+        _ => ControlError::Io { path: path.to_owned(), source },
+    })
+}
+
+fn rest(reader: &mut BufReader<StdUnixStream>) -> io::Result<String> {
+    let mut text = String::new();
+    reader.read_to_string(&mut text)?;
+    text.truncate(text.trim_end().len());
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -227,6 +307,7 @@ mod tests {
     use super::*;
     use tokio::task::LocalSet;
 
+    use crate::admin::testing::process;
     use crate::keys::{Keys, LocalKeys};
     use crate::tls::store::CertStore;
 
@@ -239,6 +320,25 @@ mod tests {
         assert!(a.starts_with("/run/doorward"));
         let systemd = |name: &str| (name == "RUNTIME_DIRECTORY").then(|| "/run/x:/run/y".to_owned());
         assert!(socket_path(Path::new("a"), &systemd, 1000).starts_with("/run/x"));
+    }
+
+    #[test]
+    fn old_processes_are_found_beside_the_one_in_charge() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.sock");
+        assert!(leftovers(&path).is_empty());
+        for name in ["x.sock", "x.sock.12", "x.sock.3", "x.sock.tmp", "x.sock.", "y.sock.4", "x.sock.5.6"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let found = leftovers(&path);
+        assert_eq!(found, [3, 12].map(|pid| (pid, leftover_path(&path, pid))));
+        assert!(found[1].1.ends_with("x.sock.12"));
+    }
+
+    #[test]
+    fn other_accounts_are_turned_away() {
+        assert!(is_trusted(1000, 1000) && is_trusted(0, 1000) && is_trusted(0, 0));
+        assert!(!is_trusted(1000, 0) && !is_trusted(1001, 1000));
     }
 
     #[test]
@@ -266,7 +366,7 @@ mod tests {
         });
         LocalSet::new().block_on(&runtime, async {
             tokio::select! {
-                () = socket.serve(sender, renewals) => {}
+                () = socket.serve(sender, renewals, process()) => {}
                 () = async {
                     receiver.recv().await.unwrap().reply.send(Ok("2 sites".into())).unwrap();
                     receiver.recv().await.unwrap().reply.send(Err("proxy.toml:3:1: no".into())).unwrap();

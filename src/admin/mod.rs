@@ -1,3 +1,6 @@
 //! Layer 6: talking to a running process.
 
 pub mod control;
+pub mod sockets;
+#[cfg(test)]
+mod testing;
