@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use crate::base::fault::Kind;
+use crate::edge::client_stream::ClientStream;
 use crate::edge::facts::Facts;
 use crate::http::frames::FrameCounter;
 use crate::http::guard::{Guard, Place, Refusal, Step};
-use crate::tls::accept::Stream;
 
 /// What hyper reads in the place of a head that was refused: a request of our own making, so that its answer takes
 /// the usual way and its place among pipelined answers. [`Facts::begin`] tells the service which it is.
@@ -29,13 +28,9 @@ const MOST_HELD: usize = 64 * 1024;
 /// bytes unread is reset, and the reset destroys the answer (413, 400) that is on its way (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_secs(5);
 
-/// The client's transport.
-pub enum ClientStream {
-    /// A plain listener's.
-    Plain(TcpStream),
-    /// A TLS listener's.
-    Tls(Box<Stream>),
-}
+/// Short DATA frames after which the streams' readers have a turn. The h2 library ends a connection with about 2,000
+/// of them unread, and takes all that it can get first; no read brings more than a TLS record, which holds 1,800.
+const CRUMBS_AT_A_TIME: u32 = 128;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -157,7 +152,7 @@ impl ClientIo {
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> io::Result<Poll<()>> {
-        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+        match Pin::new(&mut self.stream.transport).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
             Poll::Ready(Err(error)) => Err(error),
             Poll::Pending => Ok(Poll::Pending),
@@ -243,7 +238,7 @@ impl ClientIo {
         let mut dropped = [0; 4096];
         loop {
             let mut buf = ReadBuf::new(&mut dropped);
-            match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+            match Pin::new(&mut self.stream.transport).poll_read(cx, &mut buf) {
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return self.reading.poll(cx, Phase::Linger, LINGER),
@@ -252,6 +247,12 @@ impl ClientIo {
             if self.reading.poll(cx, Phase::Linger, LINGER).is_ready() {
                 return Poll::Ready(());
             }
+        }
+    }
+
+    fn note_sent(&mut self, slices: &[io::IoSlice<'_>], written: &Poll<io::Result<usize>>) {
+        if let (Watch::Http2(counter), Poll::Ready(Ok(written))) = (&mut self.watch, written) {
+            counter.note_sent(slices.iter().map(|slice| &**slice), *written);
         }
     }
 
@@ -268,21 +269,22 @@ impl ClientIo {
 impl AsyncRead for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        if let Watch::Http1(_) = self.watch {
-            return self.poll_guarded(cx, buf);
+        let this = &mut *self;
+        let Watch::Http2(counter) = &mut this.watch else { return this.poll_guarded(cx, buf) };
+        if counter.has_crumbs(CRUMBS_AT_A_TIME) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if let Watch::Http2(counter) = &mut self.watch {
-            let fresh = buf.filled().get(before..).unwrap_or_default();
-            counter.count(fresh, Instant::now()).map_err(io::Error::other)?;
-        }
-        Poll::Ready(Ok(()))
+        ready!(Pin::new(&mut this.stream.transport).poll_read(cx, buf))?;
+        let fresh = buf.filled().get(before..).unwrap_or_default();
+        Poll::Ready(counter.count(fresh, Instant::now()).map_err(io::Error::other))
     }
 }
 
 impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = Pin::new(&mut self.stream.transport).poll_write(cx, bytes);
+        self.note_sent(&[io::IoSlice::new(bytes)], &written);
         self.poll_written(cx, written)
     }
 
@@ -291,76 +293,27 @@ impl AsyncWrite for ClientIo {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let written = Pin::new(&mut self.stream.transport).poll_write_vectored(cx, slices);
+        self.note_sent(slices, &written);
         self.poll_written(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.transport.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        let flushed = Pin::new(&mut self.stream.transport).poll_flush(cx);
         self.poll_written(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shut {
-            let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+            let shut = Pin::new(&mut self.stream.transport).poll_shutdown(cx);
             ready!(self.poll_written(cx, shut))?;
             self.shut = true;
         }
         self.poll_linger(cx).map(Ok)
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            ClientStream::Plain(stream) => stream.is_write_vectored(),
-            ClientStream::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            ClientStream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            ClientStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
     }
 }
 

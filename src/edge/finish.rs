@@ -17,6 +17,8 @@ use crate::edge::client_body::Unread;
 use crate::edge::compress::compress;
 use crate::edge::connection::Connection;
 use crate::edge::facts::Facts;
+use crate::edge::handshake::Admitted;
+use crate::edge::places::Place;
 use crate::edge::process::Process;
 use crate::edge::site::{Route, Site};
 use crate::edge::snapshot::Snapshot;
@@ -24,10 +26,12 @@ use crate::edge::stall;
 use crate::http::body::Body;
 use crate::http::guard::Refusal;
 use crate::http::request::{ClientRequest, Scheme};
+use crate::tunnel::Policy;
 use crate::tunnel::register::{Entry, TunnelInfo};
-use crate::tunnel::{Outcome, Policy};
 use crate::upstream::ServedBy;
 use crate::upstream::files::encoding::Accepted;
+
+pub mod farewell;
 
 /// One request on its way, as the log sees it. It is logged when it is dropped: after the last byte of the answer, or
 /// when the client has left.
@@ -38,14 +42,38 @@ pub struct Journey {
     cache_control: Option<HeaderValue>,
     accepted: Accepted,
     refusal: Option<Refusal>,
-    /// How long a tunnel of this request may be silent, and how long a side of it may take nothing.
-    socket: (Duration, Duration),
+    /// Set for a handshake that was let through, until there is a tunnel or an answer of another kind.
+    socket: Option<Box<Admitted>>,
+    /// The place of a tunnel among those of its block.
+    place: Option<Place>,
     /// What the client has not finished sending. Dropped behind the answer's end, HTTP/2 is told NO_ERROR
     /// (RFC 9113, section 8.1); before it, CANCEL, and clients throw the answer away.
     unread: Option<Unread>,
     process: Arc<Process>,
-    facts: Arc<Facts>,
+    answering: Option<Answering>,
     begun: Instant,
+}
+
+/// A request of a connection that is being answered; until it is dropped.
+struct Answering {
+    facts: Arc<Facts>,
+    tunnel: bool,
+}
+
+impl Answering {
+    fn open_tunnel(&mut self) {
+        self.facts.open_tunnel();
+        self.tunnel = true;
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.facts.end();
+        if self.tunnel {
+            self.facts.close_tunnel();
+        }
+    }
 }
 
 /// What the log line needs, kept from the request.
@@ -106,16 +134,6 @@ impl Line {
         self.host = None;
     }
 
-    /// Field values share the buffer that the head was read into; a tunnel's line must not keep it for hours.
-    fn detach(&mut self) {
-        for value in [&mut self.host, &mut self.referer, &mut self.user_agent].into_iter().flatten() {
-            if let Ok(copy) = HeaderValue::from_bytes(value.as_bytes()) {
-                *value = copy;
-            }
-        }
-        self.target.shrink_to_fit();
-    }
-
     fn record(&self) -> Record<'_> {
         Record {
             time: self.time,
@@ -159,10 +177,11 @@ impl Journey {
             cache_control: None,
             accepted: Accepted::read(request.headers()),
             refusal,
-            socket: (Duration::ZERO, snapshot.timeouts.write),
+            socket: None,
+            place: None,
             unread: None,
             process: connection.process.clone(),
-            facts: connection.facts.clone(),
+            answering: Some(Answering { facts: connection.facts.clone(), tunnel: false }),
             begun: Instant::now(),
         }
     }
@@ -189,7 +208,11 @@ impl Journey {
     /// The route is known.
     pub fn note_route(&mut self, route: &Route) {
         self.cache_control.clone_from(&route.cache_control);
-        self.socket.0 = route.socket_idle.unwrap_or_default();
+    }
+
+    /// The request is a handshake that may go to the back end.
+    pub fn note_socket(&mut self, admitted: Admitted) {
+        self.socket = Some(Box::new(admitted));
     }
 
     /// The request's body has not been read to its end.
@@ -218,37 +241,29 @@ impl Journey {
     }
 
     /// A tunnel opens: the first of its two lines.
-    pub fn open_socket(&mut self, back_end: &str) {
-        self.line.status = 101;
-        self.line.upstream = Some(back_end.into());
+    pub fn open_socket(&mut self, back_end: &Arc<str>, status: StatusCode) {
+        self.line.status = status.as_u16();
+        self.line.upstream = Some(back_end.clone());
         self.line.duration = self.begun.elapsed();
         self.line.upgrade = Upgrade::Open;
-        self.line.detach();
+        if let Some(answering) = &mut self.answering {
+            answering.open_tunnel();
+        }
         self.write();
-        // The tunnel holds this journey for its second line, and must not hold a snapshot's site.
-        self.site = None;
     }
 
-    /// The deadlines of the tunnel and its place in the register.
-    pub fn tunnel(&self, back_end: &str) -> (Policy, Entry) {
-        let (idle_timeout, write) = self.socket;
+    /// The deadlines and rules of the tunnel, and its entry in the register.
+    pub fn tunnel(&mut self, back_end: Arc<str>) -> (Policy, Entry) {
+        let policy;
+        (policy, self.place) = self.socket.take().map(|socket| (socket.policy, socket.place)).unzip();
         let entry = self.process.tunnels.open(TunnelInfo {
             site: self.line.site.clone().unwrap_or_else(|| "-".into()),
-            back_end: back_end.into(),
+            back_end,
             client: self.line.client,
             path: self.path().into(),
+            http2: self.line.version == Some(Version::HTTP_2),
         });
-        (Policy { idle_timeout, write, ..Policy::default() }, entry)
-    }
-
-    /// A tunnel has closed: the second line, written on drop.
-    pub fn close_socket(&mut self, outcome: &Outcome) {
-        self.line.time = SystemTime::now();
-        self.line.duration = outcome.duration;
-        self.line.bytes_received = outcome.bytes_to_back_end;
-        self.line.bytes_sent = outcome.bytes_to_client;
-        self.line.close_code = outcome.close_code;
-        self.line.upgrade = Upgrade::Close;
+        (policy.unwrap_or_default(), entry)
     }
 
     fn write(&self) {
@@ -260,13 +275,11 @@ impl Journey {
 
 impl Drop for Journey {
     fn drop(&mut self) {
-        self.facts.end();
-        match self.line.upgrade {
-            // The tunnel never began; its opening has been logged.
-            Upgrade::Open => return,
-            Upgrade::Close => {}
-            Upgrade::None => self.line.duration = self.begun.elapsed(),
+        if self.line.upgrade != Upgrade::None {
+            // A tunnel's opening has been logged; its end is its own.
+            return;
         }
+        self.line.duration = self.begun.elapsed();
         if self.line.status == 0 {
             self.line.status = 499;
         }
@@ -276,6 +289,8 @@ impl Drop for Journey {
 
 /// The answer as the client gets it: the site's fields, compression, and a body that is counted.
 pub fn finish(connection: &Connection, mut journey: Journey, mut response: Response<Body>) -> Response<Body> {
+    // A handshake that was answered otherwise gives its place back.
+    journey.socket = None;
     journey.line.upstream = response.extensions_mut().remove::<ServedBy>().map(|served| served.0);
     let headers = response.headers_mut();
     // What runs behind the edge is nobody's business.
