@@ -11,6 +11,7 @@ mod acme;
 mod back_ends;
 mod certificates;
 mod files;
+mod limits;
 mod ports;
 
 /// How bad a finding is.
@@ -69,6 +70,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
     files::check(config, &mut findings);
     back_ends::check(config, &mut findings);
     ports::check(&config.server, &mut findings);
+    limits::check(config, &mut findings);
     findings.sort_by_key(|finding| finding.severity);
     findings.dedup();
     findings

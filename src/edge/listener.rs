@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::address::ListenAddress;
+use crate::edge::admission::Verdict;
 use crate::edge::connection::{self, Accepted};
+use crate::edge::refusal;
 use crate::edge::worker::Worker;
 use crate::http::request::Scheme;
 
@@ -84,6 +86,9 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
         Ok(listener) => listener,
         Err(error) => return tracing::error!("cannot listen on {address}: {error}"),
     };
+    // What it accepts has it from it (socket(7)), at no cost for each. A socket lives for days without a deadline of a
+    // request; the kernel finds out that its client has vanished. A listener that refuses the option still works.
+    let _ = SockRef::from(&listener).set_tcp_keepalive(&keepalive());
     let mut backoff = Backoff::default();
     loop {
         let accepted = tokio::select! {
@@ -93,11 +98,24 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
         match accepted {
             Ok((stream, peer)) => {
                 backoff.reset();
-                let accepted = Accepted { stream, peer, listener: address, scheme, close: close.clone() };
-                worker.spawn(connection::serve(worker.clone(), accepted));
+                let is_proxy = worker.process.snapshot.load().trust.proxies.contains(peer.ip());
+                match worker.process.admission.admit(peer.ip(), is_proxy) {
+                    Verdict::Admitted(permit) => {
+                        let close = close.clone();
+                        let accepted = Accepted { stream, peer, listener: address, scheme, close, permit };
+                        worker.spawn(connection::serve(worker.clone(), accepted));
+                    }
+                    Verdict::Refused(place) => {
+                        worker.spawn(refusal::refuse(worker.clone(), stream, scheme, place));
+                    }
+                    // Whether the answer arrives is left to luck: the socket closes behind it.
+                    Verdict::Dropped if scheme == Scheme::Http => drop(SockRef::from(&stream).send(refusal::ANSWER)),
+                    Verdict::Dropped => {}
+                }
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
+                worker.process.admission.note_accept_error();
                 let pause = backoff.next(address, &error);
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
@@ -106,6 +124,11 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
             }
         }
     }
+}
+
+/// A peer that is gone is noticed after two minutes.
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(6)
 }
 
 /// Errors that say something about the connection that was to be accepted, not about the listener (accept(2)).

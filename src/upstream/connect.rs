@@ -18,6 +18,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::base::address::Endpoint;
+use crate::base::fault::{Fault, Kind};
+use crate::upstream::source::{self, Source};
 
 /// A raw stream to a back end.
 #[derive(Debug)]
@@ -57,6 +59,15 @@ pub enum ConnectError {
     /// The name has no address.
     #[error("\"{0}\" has no address")]
     NoAddress(String),
+    /// All ports that connections to there could have are taken.
+    #[error("no free port towards {peer}: use a unix socket, several back ends, or widen net.ipv4.ip_local_port_range")]
+    NoPort {
+        /// The back end's address.
+        peer: SocketAddr,
+        /// What connect(2) said.
+        #[source]
+        source: io::Error,
+    },
     /// The socket could not be connected.
     #[error("the connection failed")]
     Socket(#[source] io::Error),
@@ -70,19 +81,21 @@ impl ConnectError {
     pub fn io(&self) -> Option<&io::Error> {
         match self {
             ConnectError::Timeout(_) | ConnectError::NoAddress(_) => None,
-            ConnectError::Resolve { source, .. } | ConnectError::Socket(source) | ConnectError::Tls(source) => {
-                Some(source)
-            }
+            ConnectError::Resolve { source, .. }
+            | ConnectError::NoPort { source, .. }
+            | ConnectError::Socket(source)
+            | ConnectError::Tls(source) => Some(source),
         }
     }
 }
 
 /// Connects to `endpoint`, with TLS when `tls` says so. Resolving, every address and the handshake share `within`.
-/// TLS over a unix socket does not exist here: `tls` is ignored for one.
+/// TLS over a unix socket does not exist here: `tls` is ignored for one. `source` is the back end's own.
 pub async fn connect(
     endpoint: &Endpoint,
     tls: Option<&TlsTarget>,
     within: Duration,
+    source: &Source,
 ) -> Result<BackEndStream, ConnectError> {
     let deadline = Instant::now() + within;
     let connected = tokio::time::timeout_at(deadline, async {
@@ -93,7 +106,7 @@ pub async fn connect(
             }
             Endpoint::Tcp(host, port) => (host, *port),
         };
-        let stream = connect_tcp(host, port, deadline, within).await?;
+        let stream = connect_tcp(host, port, deadline, within, source).await?;
         let Some(tls) = tls else { return Ok(BackEndStream::Tcp(stream)) };
         let connector = TlsConnector::from(Arc::clone(&tls.config));
         let stream = connector.connect(tls.name.clone(), stream).await.map_err(ConnectError::Tls)?;
@@ -102,20 +115,39 @@ pub async fn connect(
     connected.await.unwrap_or(Err(ConnectError::Timeout(within)))
 }
 
+/// Whether the process, or the machine, has all files open that it may.
+pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// The fault that no descriptor is left for a back end: a matter of load, and of one number.
+pub(super) fn no_descriptor(told: String, error: ConnectError) -> Fault {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    Fault::new(Kind::Busy, format!("{told}: the open-file limit of {limit} is reached (LimitNOFILE)")).because(error)
+}
+
 /// Every address in turn. Each gets an equal share of the time that is left, so that one which swallows packets
 /// leaves some for the next.
-async fn connect_tcp(host: &str, port: u16, deadline: Instant, within: Duration) -> Result<TcpStream, ConnectError> {
+async fn connect_tcp(
+    host: &str,
+    port: u16,
+    deadline: Instant,
+    within: Duration,
+    source: &Source,
+) -> Result<TcpStream, ConnectError> {
     let addresses = resolve(host, port).await?;
     let mut failure = ConnectError::NoAddress(host.to_owned());
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     for address in addresses {
         let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
         left = left.saturating_sub(1);
-        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+        match tokio::time::timeout(share, source.connect(address)).await {
             Ok(Ok(stream)) => {
                 tune(&stream);
                 return Ok(stream);
             }
+            Ok(Err(source)) if source::is_used_up(&source) => failure = ConnectError::NoPort { peer: address, source },
             Ok(Err(error)) => failure = ConnectError::Socket(error),
             Err(_) => failure = ConnectError::Timeout(within),
         }
@@ -250,7 +282,7 @@ mod tests {
             for endpoint in
                 [Endpoint::Tcp("localhost".into(), port), Endpoint::Tcp("127.0.0.1".into(), port), Endpoint::Unix(path)]
             {
-                let mut stream = connect(&endpoint, None, SOON).await.unwrap();
+                let mut stream = connect(&endpoint, None, SOON, &Source::default()).await.unwrap();
                 stream.write_all(b"ping").await.unwrap();
                 let mut buf = [0_u8; 4];
                 stream.read_exact(&mut buf).await.unwrap();
@@ -272,7 +304,8 @@ mod tests {
             .with_no_client_auth();
         let tls = TlsTarget { config: Arc::new(config), name: ServerName::try_from("localhost").unwrap() };
         let started = Instant::now();
-        let refused = connect(&endpoint, Some(&tls), Duration::from_millis(50)).await.err().unwrap();
+        let refused =
+            connect(&endpoint, Some(&tls), Duration::from_millis(50), &Source::default()).await.err().unwrap();
         assert!(matches!(refused, ConnectError::Timeout(_)));
         assert!(started.elapsed() < SOON);
     }
@@ -282,9 +315,11 @@ mod tests {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = gone.local_addr().unwrap().port();
         drop(gone);
-        let refused = connect(&Endpoint::Tcp("127.0.0.1".into(), port), None, SOON).await.err().unwrap();
+        let refused =
+            connect(&Endpoint::Tcp("127.0.0.1".into(), port), None, SOON, &Source::default()).await.err().unwrap();
         assert_eq!(refused.io().unwrap().kind(), io::ErrorKind::ConnectionRefused);
-        let missing = connect(&Endpoint::Unix("/nonexistent/x.sock".into()), None, SOON).await.err().unwrap();
+        let missing =
+            connect(&Endpoint::Unix("/nonexistent/x.sock".into()), None, SOON, &Source::default()).await.err().unwrap();
         assert_eq!(missing.io().unwrap().kind(), io::ErrorKind::NotFound);
     }
 
@@ -292,7 +327,7 @@ mod tests {
     async fn a_stream_is_quiet_until_the_other_end_speaks_or_closes() {
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::Tcp("127.0.0.1".into(), tcp.local_addr().unwrap().port());
-        let stream = connect(&endpoint, None, SOON).await.unwrap();
+        let stream = connect(&endpoint, None, SOON, &Source::default()).await.unwrap();
         let (other, _) = tcp.accept().await.unwrap();
         assert!(stream.is_quiet());
         drop(other);

@@ -13,6 +13,7 @@ pub mod fastcgi;
 pub mod files;
 pub mod http;
 pub mod php;
+pub mod source;
 pub mod spool;
 
 /// What a destination gives back.
@@ -36,7 +37,7 @@ pub struct Switched {
     /// Bytes that the back end sent right behind its 101.
     pub leftover: Bytes,
     /// The back end's name for logs: `http://127.0.0.1:3444`.
-    pub back_end: String,
+    pub back_end: Arc<str>,
     /// Counts the tunnel as load on its back end until dropped.
     pub load: http::Load,
 }

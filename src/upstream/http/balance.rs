@@ -16,6 +16,7 @@ use rustls::RootCertStore;
 use crate::http::request::Scheme;
 use crate::upstream::http::settings::{Balance, Sticky};
 use crate::upstream::http::tls;
+use crate::upstream::source::Source;
 
 /// How long a back end that could not be reached is tried last.
 const AVOIDED: Duration = Duration::from_secs(3);
@@ -54,6 +55,7 @@ impl BackEndRegister {
             made: Instant::now(),
             load: AtomicUsize::new(0),
             failed: AtomicU64::new(0),
+            source: Source::default(),
         });
         known.insert(name.to_owned(), Arc::downgrade(&state));
         state
@@ -72,6 +74,8 @@ pub struct BackEndState {
     load: AtomicUsize,
     /// Milliseconds after `made`, plus one; 0 is never.
     failed: AtomicU64,
+    /// Where connections to it begin.
+    pub(super) source: Source,
 }
 
 impl BackEndState {

@@ -11,7 +11,7 @@ use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::http::answer::{self, Answered};
 use crate::upstream::http::balance::{BackEndState, Candidate};
 use crate::upstream::http::exchange::{self, Upload};
-use crate::upstream::http::outgoing::Outgoing;
+use crate::upstream::http::outgoing::{self, Outgoing};
 use crate::upstream::http::pool::{Connection, Pool};
 use crate::upstream::http::{HttpUpstream, Target};
 use crate::upstream::{Reply, ServedBy};
@@ -42,7 +42,10 @@ impl HttpUpstream {
     ///
     /// `Connect` and `Busy` when no back end was reached, `ReadTimeout` and `SendTimeout`, `BadAnswer` and `Truncated`
     /// for an answer that is none; and whatever fault `body` ended in, unchanged.
-    pub async fn send(&self, request: UpstreamRequest, body: Body, pool: &Pool) -> Result<Reply, Fault> {
+    pub async fn send(&self, mut request: UpstreamRequest, body: Body, pool: &Pool) -> Result<Reply, Fault> {
+        if request.websocket {
+            outgoing::complete_handshake(&mut request.headers)?;
+        }
         let order = self.balancer.order(&self.candidates, request.client.address, &request.headers);
         let scheme = request.client.scheme;
         let cookies = self.cookies(&request);
@@ -194,7 +197,8 @@ impl HttpUpstream {
         state: &BackEndState,
         switched: Option<oneshot::Sender<bytes::Bytes>>,
     ) -> Result<Connection, Miss> {
-        let connected = connect::connect(&target.back_end.endpoint, target.tls.as_ref(), self.timeouts.connect).await;
+        let (endpoint, tls) = (&target.back_end.endpoint, target.tls.as_ref());
+        let connected = connect::connect(endpoint, tls, self.timeouts.connect, &state.source).await;
         let stream = match connected {
             Ok(stream) => stream,
             Err(error) => return Err(unreached(error, state)),
@@ -221,10 +225,10 @@ fn unreached(error: ConnectError, state: &BackEndState) -> Miss {
     let told = format!("cannot connect to {}", state.name());
     let errno = error.io().and_then(std::io::Error::raw_os_error).map(Errno::from_raw_os_error);
     match errno {
-        // Ours, and the same for every back end: no descriptor left, no port left.
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS) => {
-            Miss::Failed(Fault::new(Kind::Internal, told).because(error))
-        }
+        // Ours, and the same for every back end.
+        Some(Errno::MFILE | Errno::NFILE) => Miss::Failed(connect::no_descriptor(told, error)),
+        Some(Errno::NOMEM | Errno::NOBUFS) => Miss::Failed(Fault::new(Kind::Internal, told).because(error)),
+        // Ours as well, but another back end has ports of its own.
         Some(Errno::ADDRNOTAVAIL) => Miss::Unreached(Fault::new(Kind::Busy, told).because(error)),
         _ => {
             state.missed();
@@ -241,7 +245,7 @@ fn decorate(reply: &mut Reply, candidate: &Candidate, cookie: Option<HeaderValue
             response.headers_mut()
         }
         Reply::Switched(switched) => {
-            switched.back_end = served.0.to_string();
+            switched.back_end = served.0;
             switched.response.headers_mut()
         }
     };

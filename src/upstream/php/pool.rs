@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::base::address::Endpoint;
 use crate::base::fault::{Fault, Kind};
-use crate::upstream::connect::{self, BackEndStream};
+use crate::upstream::connect::{self, BackEndStream, is_out_of_descriptors};
+use crate::upstream::source::Source;
 
 /// How long a connection may wait for its next request. Each one holds an FPM worker that serves nobody else.
 const MAX_IDLE: Duration = Duration::from_secs(4);
@@ -99,7 +100,7 @@ pub(super) async fn connect<'a>(
         let mut failed = None;
         for endpoint in endpoints.clone() {
             // Each gets the whole time: one that swallows packets must not use up that of the next.
-            match connect::connect(endpoint, None, limit).await {
+            match connect::connect(endpoint, None, limit, &Source::default()).await {
                 Ok(stream) => return Ok((endpoint, stream)),
                 Err(error) if error.io().is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock) => {
                     full = Some((endpoint, error));
@@ -113,6 +114,9 @@ pub(super) async fn connect<'a>(
                 return Err(Fault::new(Kind::Busy, detail).because(error));
             }
             (Some(_), _) => sleep(pause).await,
+            (None, Some((endpoint, error))) if error.io().is_some_and(is_out_of_descriptors) => {
+                return Err(connect::no_descriptor(format!("cannot connect to {endpoint}"), error));
+            }
             (None, Some((endpoint, error))) => {
                 return Err(Fault::new(Kind::Connect, format!("cannot connect to {endpoint}")).because(error));
             }

@@ -23,7 +23,9 @@ pub(super) fn request(builder: request::Builder) -> UpstreamRequest {
     };
     let trust = Trust { proxies: Networks(vec![]), header: HeaderName::from_static("x-forwarded-for") };
     let limits = HeadLimits { max_uri: 8192, max_headers: 100, max_header_size: 1 << 20 };
-    ClientRequest::read(builder.body(()).unwrap().into_parts().0, arrival, &trust, limits).unwrap().forward(None, false)
+    ClientRequest::read(builder.body(()).unwrap().into_parts().0, None, arrival, &trust, limits)
+        .unwrap()
+        .forward(None, false)
 }
 
 fn get() -> UpstreamRequest {
