@@ -21,6 +21,34 @@ pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Config,
     super::assemble(main, &|pattern| find(&folder, beside, pattern), &folder, env)
 }
 
+/// The files that [`load`] would read, as far as they can be told: to notice that one has changed. `patterns` are those
+/// of the main file's `include`, see [`include_patterns`]. A file that is named without `*` is there even if it is not.
+pub fn files(path: &Path, patterns: &[String]) -> Vec<PathBuf> {
+    let mut files = vec![path.to_owned()];
+    let folder = path.parent().unwrap_or(Path::new(""));
+    for (parent, last) in patterns.iter().filter_map(|pattern| split(pattern).ok()) {
+        let within = folder.join(parent);
+        if last.contains('*') {
+            let names = names(&within, last).unwrap_or_default();
+            files.extend(names.iter().map(|name| within.join(name)));
+        } else {
+            files.push(within.join(last));
+        }
+    }
+    files
+}
+
+/// The patterns of `include` in the file at `path`; `None` while it cannot be read.
+pub fn include_patterns(path: &Path) -> Option<Vec<String>> {
+    let table: toml::Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
+    let list = |value: &toml::Value| match value {
+        toml::Value::String(one) => vec![one.clone()],
+        toml::Value::Array(all) => all.iter().filter_map(|one| one.as_str().map(str::to_owned)).collect(),
+        _ => Vec::new(),
+    };
+    Some(table.get("include").map(list).unwrap_or_default())
+}
+
 fn read(path: &Path) -> Result<String, Refusal> {
     let bytes = std::fs::read(path).map_err(|why| {
         let help = match why.kind() {
@@ -51,18 +79,24 @@ fn find(folder: &Path, beside: &Path, pattern: &str) -> Result<Vec<Source>, Refu
         return Ok(vec![source(last)?]);
     }
     let within = folder.join(parent);
-    let entries = std::fs::read_dir(&within).map_err(|why| {
+    let names = names(&within, last).map_err(|why| {
         (
             format!("the folder {} cannot be read: {}", within.display(), plain(&why)),
             "create it, or remove the pattern".to_owned(),
         )
     })?;
+    names.iter().map(|name| source(name)).collect()
+}
+
+/// The names in a folder that are of `pattern`, sorted.
+fn names(folder: &Path, pattern: &str) -> std::io::Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder)?;
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| matches(last, name))
+        .filter(|name| matches(pattern, name))
         .collect();
     names.sort();
-    names.iter().map(|name| source(name)).collect()
+    Ok(names)
 }
 
 /// The folder and the last component of a pattern. Only the last may have a `*`.
@@ -103,6 +137,23 @@ pub(super) fn matches(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_files_that_are_read_are_known_also_when_the_main_one_is_broken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("proxy.toml");
+        std::fs::create_dir(folder.path().join("sites")).unwrap();
+        for name in ["sites/b.toml", "sites/a.toml", "sites/.a.toml.swp", "sites/a.toml~"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(include_patterns(&path), None);
+        std::fs::write(&path, "include = [\"sites/*.toml\", \"more.toml\", \"no/*.toml\"]\n[site.app]\n").unwrap();
+        let patterns = include_patterns(&path).unwrap();
+        let names = ["proxy.toml", "sites/a.toml", "sites/b.toml", "more.toml"];
+        assert_eq!(files(&path, &patterns), names.map(|name| folder.path().join(name)));
+        std::fs::write(&path, "include = [").unwrap();
+        assert_eq!(include_patterns(&path), None);
+    }
 
     #[test]
     fn a_star_stands_for_any_characters_but_no_leading_dot() {

@@ -32,7 +32,7 @@ mod upstream;
 mod value;
 mod words;
 
-pub use include::load;
+pub use include::{files, include_patterns, load};
 pub use model::*;
 pub use problem::{Problem, Problems};
 pub use show::show;

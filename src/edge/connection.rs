@@ -14,20 +14,37 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::address::ListenAddress;
 use crate::base::fault::{Fault, Kind};
-use crate::edge::client_io::{ClientIo, ClientStream, Patience};
+use crate::base::host::Host;
+use crate::edge::admission::Permit;
+use crate::edge::client_io::{ClientIo, Patience};
+use crate::edge::client_stream::{ClientStream, Transport};
 use crate::edge::facts::Facts;
 use crate::edge::process::Process;
 use crate::edge::service;
-use crate::edge::snapshot::Snapshot;
+use crate::edge::snapshot::{Snapshot, Terms};
 use crate::edge::stall;
 use crate::edge::worker::Worker;
 use crate::http::guard::Guard;
 use crate::http::request::{Arrival, ClientRequest, Scheme};
 use crate::tls::accept::{self, Alpn, Handshake};
+
+/// How long a connection has to be idle before it is closed without having been told to go. A client that has sent its
+/// next request by then gets its answer; closed at once, it would get a reset.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How often it is looked at whether a connection that is to be cut still carries a tunnel.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Requests that one HTTP/2 connection may have open at once.
+const STREAMS: u32 = 128;
+/// The same where sockets are among them: all tabs of a browser share one connection, and a tab that finds no stream
+/// left waits without a word. Browsers allow themselves 255 sockets for a host over HTTP/1.1.
+const STREAMS_WITH_SOCKETS: u32 = 256;
 
 /// A client's socket as the listener hands it over.
 pub struct Accepted {
@@ -42,6 +59,8 @@ pub struct Accepted {
     /// Cancelled when the connection is to end after the request that it is at: its listener has left the file, or
     /// the worker is stopping.
     pub close: CancellationToken,
+    /// Its place among all clients.
+    pub permit: Permit,
 }
 
 /// What every request on one connection shares.
@@ -60,6 +79,8 @@ pub struct Connection {
     sni: Option<String>,
     http1: bool,
     closing: Cell<bool>,
+    /// To end after what is under way, for a reason of its own.
+    retired: Notify,
 }
 
 impl Connection {
@@ -83,27 +104,56 @@ impl Connection {
         }
         Err(Fault::new(Kind::Misdirected, "the connection's certificate is not for this host"))
     }
+
+    /// A socket over HTTP/2 is refused because the switch has been turned off since the connection began. RFC 8441,
+    /// section 3 forbids to take the offer back, so the connection ends: the client's next one is without.
+    pub fn retire(&self) {
+        self.retired.notify_one();
+    }
+
+    /// Whether sockets may come over this HTTP/2 connection. Never where the client did not say which host it wants.
+    fn offers_sockets(&self, snapshot: &Snapshot) -> bool {
+        let sni = self.sni.as_deref();
+        let covers = |host: &Host| self.process.certificates.serves(sni, host);
+        let host = sni.and_then(|name| Host::parse(name).ok());
+        host.is_some_and(|host| snapshot.offers_http2_sockets(self.listener, &host, covers))
+    }
+}
+
+impl Connection {
+    /// Ready when the connection is to close and nobody asks anything any more. Answers say so from `close` on.
+    async fn idle_after(&self, close: &CancellationToken) {
+        close.cancelled().await;
+        self.closing.set(true);
+        idle(&self.facts, LINGER).await;
+    }
+
+    /// Ready when requests have had their time and no tunnel lives on this connection.
+    async fn cut(&self) {
+        self.worker.cut.cancelled().await;
+        while self.facts.has_tunnel() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
 }
 
 /// Serves one connection to its end.
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let process = worker.process.clone();
     let snapshot = process.snapshot.load_full();
-    let Accepted { stream, peer, listener, scheme, close } = accepted;
+    let Accepted { stream, peer, listener, scheme, close, permit } = accepted;
     let Ok(local) = stream.local_addr() else { return };
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     // Answers are written whole; waiting for more (Nagle) would only delay them.
     let _ = stream.set_nodelay(true);
-    let (stream, sni, alpn) = match scheme {
-        Scheme::Http => (ClientStream::Plain(stream), None, Alpn::H1),
+    let (transport, sni, alpn) = match scheme {
+        Scheme::Http => (Transport::Plain(stream), None, Alpn::H1),
         Scheme::Https => {
             let (tls, deadline) = (snapshot.tls.clone(), snapshot.timeouts.header);
             let handshake = accept::accept(stream, tls, &process.challenges, deadline);
             match Box::pin(handshake).await {
-                Ok(Handshake::Client(secured)) => {
-                    (ClientStream::Tls(Box::new(secured.stream)), secured.sni, secured.alpn)
-                }
+                Ok(Handshake::Client(secured)) => (Transport::Tls(Box::new(secured.stream)), secured.sni, secured.alpn),
                 Ok(Handshake::Challenge) => {
                     tracing::info!(%peer, "a certificate authority has fetched the answer to a TLS-ALPN-01 challenge");
                     return;
@@ -115,6 +165,7 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
             }
         }
     };
+    let stream = ClientStream { transport, permit };
     let connection = Rc::new(Connection {
         process,
         worker,
@@ -124,21 +175,26 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         sni,
         http1: alpn == Alpn::H1,
         closing: Cell::new(false),
+        retired: Notify::new(),
     });
+    let terms = snapshot.terms();
+    let sockets = alpn == Alpn::H2 && connection.offers_sockets(&snapshot);
+    // A connection may outlive many configurations: it must not keep one in memory.
+    drop(snapshot);
     match alpn {
-        Alpn::H1 => Box::pin(serve_http1(connection, stream, &snapshot, close)).await,
-        Alpn::H2 => Box::pin(serve_http2(connection, stream, &snapshot, close)).await,
+        Alpn::H1 => Box::pin(serve_http1(connection, stream, terms, close)).await,
+        Alpn::H2 => Box::pin(serve_http2(connection, stream, terms, sockets, close)).await,
     }
 }
 
-async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, snapshot: &Snapshot, close: CancellationToken) {
+async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, terms: Terms, close: CancellationToken) {
     let facts = connection.facts.clone();
-    let io = ClientIo::http1(stream, Guard::new(snapshot.limits), patience(snapshot), facts);
+    let io = ClientIo::http1(stream, Guard::new(terms.limits), patience(terms), facts);
     let mut builder = http1::Builder::new();
     builder
         // The guard holds the limits; these are a second fence.
-        .max_headers(snapshot.limits.max_headers)
-        .max_buf_size((2 * snapshot.limits.max_header_size).max(64 * 1024))
+        .max_headers(terms.limits.max_headers)
+        .max_buf_size((2 * terms.limits.max_header_size).max(64 * 1024))
         // Deadlines are the stream's own: hyper's would not tell an idle client from a slow head.
         .header_read_timeout(None)
         .half_close(false)
@@ -148,22 +204,31 @@ async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, snapshot:
     let mut running = pin!(builder.serve_connection(TokioIo::new(io), serve).with_upgrades());
     let ended = tokio::select! {
         ended = running.as_mut() => ended,
-        () = close.cancelled() => {
-            connection.closing.set(true);
+        () = connection.idle_after(&close) => {
             running.as_mut().graceful_shutdown();
-            running.await
+            tokio::select! { ended = running => ended, () = connection.worker.cut.cancelled() => Ok(()) }
         }
+        () = connection.worker.cut.cancelled() => Ok(()),
     };
     note_end(&connection, ended);
 }
 
-async fn serve_http2(connection: Rc<Connection>, stream: ClientStream, snapshot: &Snapshot, close: CancellationToken) {
-    let io = ClientIo::http2(stream, patience(snapshot), connection.facts.clone());
-    let mut builder = http2::Builder::new(LocalExecutor { write: snapshot.timeouts.write });
+async fn serve_http2(
+    connection: Rc<Connection>,
+    stream: ClientStream,
+    terms: Terms,
+    sockets: bool,
+    close: CancellationToken,
+) {
+    let io = ClientIo::http2(stream, patience(terms), connection.facts.clone());
+    let mut builder = http2::Builder::new(LocalExecutor { write: terms.timeouts.write });
+    if sockets {
+        builder.enable_connect_protocol();
+    }
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(128)
-        .max_header_list_size(u32::try_from(snapshot.limits.max_header_size).unwrap_or(u32::MAX))
+        .max_concurrent_streams(if sockets { STREAMS_WITH_SOCKETS } else { STREAMS })
+        .max_header_list_size(u32::try_from(terms.limits.max_header_size).unwrap_or(u32::MAX))
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
         .max_send_buf_size(64 * 1024)
@@ -174,35 +239,37 @@ async fn serve_http2(connection: Rc<Connection>, stream: ClientStream, snapshot:
     let shared = connection.clone();
     let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
     let mut running = pin!(builder.serve_connection(TokioIo::new(io), serve));
-    let idle = idle(&connection.facts, snapshot.timeouts.keepalive);
+    let idle = idle(&connection.facts, terms.timeouts.keepalive);
     let ended = tokio::select! {
         ended = running.as_mut() => ended,
-        () = async { tokio::select! { () = idle => {}, () = close.cancelled() => {} } } => {
+        () = async {
+            tokio::select! { () = idle => {}, () = close.cancelled() => {}, () = connection.retired.notified() => {} }
+        } => {
             connection.closing.set(true);
+            // RFC 9113, section 6.8: what the client sent before it knew is served. hyper says GOAWAY twice, the second
+            // time with the last stream.
             running.as_mut().graceful_shutdown();
             // hyper waits until the client has taken the last answer, and such a client need never do that.
-            let abandoned = self::idle(&connection.facts, snapshot.timeouts.write);
-            tokio::select! { ended = running => ended, () = abandoned => Ok(()) }
+            let abandoned = self::idle(&connection.facts, terms.timeouts.write);
+            tokio::select! { ended = running => ended, () = abandoned => Ok(()), () = connection.cut() => Ok(()) }
         }
     };
     note_end(&connection, ended);
 }
 
-/// Ready when an HTTP/2 connection has had no request for `patience`.
+/// Ready when a connection has had no request for `patience`.
 async fn idle(facts: &Facts, patience: Duration) {
-    let mut answered = facts.begun();
     loop {
+        let (begun, busy) = (facts.begun(), facts.is_busy());
         tokio::time::sleep(patience).await;
-        let now = facts.begun();
-        if now == answered && !facts.is_busy() {
+        if !busy && !facts.is_busy() && begun == facts.begun() {
             return;
         }
-        answered = now;
     }
 }
 
-fn patience(snapshot: &Snapshot) -> Patience {
-    let timeouts = &snapshot.timeouts;
+fn patience(terms: Terms) -> Patience {
+    let timeouts = terms.timeouts;
     Patience { header: timeouts.header, keepalive: timeouts.keepalive, write: timeouts.write }
 }
 
@@ -223,6 +290,11 @@ struct LocalExecutor {
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
         let LocalExecutor { write } = *self;
+        // A stream's task comes from the connection's; one that a stream's task starts carries the bytes of its tunnel.
+        if let Some(carrier) = stall::take_carrier() {
+            tokio::task::spawn_local(carrier.run(future, write));
+            return;
+        }
         tokio::task::spawn_local(async move {
             if !stall::watched(future, write).await {
                 tracing::debug!("an HTTP/2 client took nothing of an answer for timeouts.write");

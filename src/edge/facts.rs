@@ -15,6 +15,7 @@ pub struct Facts {
     begun: AtomicU64,
     answered: AtomicU64,
     busy: AtomicUsize,
+    tunnels: AtomicUsize,
     /// The task that waits for the client's next head, or for its handshake's outcome.
     reader: Mutex<Option<Waker>>,
     /// The task that waits for the client's body.
@@ -65,6 +66,21 @@ impl Facts {
     pub fn end(&self) {
         self.busy.fetch_sub(1, Ordering::Relaxed);
         wake(&self.reader);
+    }
+
+    /// A request became a tunnel.
+    pub fn open_tunnel(&self) {
+        self.tunnels.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A tunnel has ended.
+    pub fn close_tunnel(&self) {
+        self.tunnels.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether a tunnel lives on the connection.
+    pub fn has_tunnel(&self) -> bool {
+        self.tunnels.load(Ordering::Relaxed) > 0
     }
 
     /// The stream has nothing to read until something here changes. hyper does not ask again by itself: it trusts

@@ -8,20 +8,17 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::base::address::ListenAddress;
+use crate::edge::finish::farewell::Farewells;
 use crate::edge::listener::{self, BoundListener};
 use crate::edge::process::Process;
+use crate::tunnel::poller::Poller;
 use crate::upstream::http::Pool;
 use crate::upstream::php::FastCgiPool;
-
-/// What tunnels are closed with when the process ends (RFC 6455, section 7.4.1: "going away").
-const GOING_AWAY: u16 = 1001;
-
-/// How long tunnels may take to be told, to answer their Close frame and to end.
-const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What the control thread asks of a worker.
 #[derive(Debug)]
@@ -30,8 +27,10 @@ pub enum Command {
     Listen(Vec<BoundListener>),
     /// Stop accepting on these addresses.
     Unlisten(Vec<ListenAddress>),
-    /// Stop accepting at all, let requests finish for this long, then end.
-    Stop(Duration),
+    /// Stop accepting at all, and end when the last request and the last tunnel has ended. Requests have this long.
+    Leave(Duration),
+    /// End after this time, whatever is left.
+    End(Duration),
 }
 
 /// What the tasks of one worker share.
@@ -42,6 +41,12 @@ pub struct Worker {
     pub pool: Pool,
     /// Idle FastCGI connections.
     pub fastcgi: FastCgiPool,
+    /// Cancelled when requests have had their time: connections end that carry no tunnel.
+    pub cut: CancellationToken,
+    /// The plain sockets of tunnels.
+    pub poller: Poller,
+    /// What the log lines of tunnels have in common.
+    pub farewells: Farewells,
     tasks: TaskTracker,
     tunnels: TaskTracker,
 }
@@ -56,15 +61,33 @@ impl Worker {
     pub fn spawn_tunnel(&self, task: impl Future<Output = ()> + 'static) {
         self.tunnels.spawn_local(task);
     }
+
+    /// Ready when there is no task any more, and there will be none: the listeners are closed.
+    async fn ended(&self) {
+        // Only a connection begins a tunnel: behind the last of the one there is none of the other to come.
+        self.tasks.wait().await;
+        self.tunnels.wait().await;
+    }
+
+    fn cut(&self) {
+        self.cut.cancel();
+        if !self.tasks.is_empty() {
+            tracing::warn!("{} connections did not end within shutdown_grace", self.tasks.len());
+        }
+    }
 }
 
 /// Runs a worker on the calling thread until it is told to stop.
 pub fn run(process: Arc<Process>, commands: mpsc::Receiver<Command>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let poller = runtime.block_on(async { Poller::new() })?;
     let worker = Rc::new(Worker {
         process,
         pool: Pool::default(),
         fastcgi: FastCgiPool::default(),
+        cut: CancellationToken::new(),
+        poller,
+        farewells: Farewells::default(),
         tasks: TaskTracker::new(),
         tunnels: TaskTracker::new(),
     });
@@ -75,10 +98,26 @@ pub fn run(process: Arc<Process>, commands: mpsc::Receiver<Command>) -> std::io:
 }
 
 async fn obey(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
-    let sweeping = tokio::task::spawn_local(sweep(worker.fastcgi.clone()));
+    let sweeping = tokio::task::spawn_local(sweep(worker.clone()));
+    let polling = tokio::task::spawn_local({
+        let poller = worker.poller.clone();
+        async move { poller.run().await }
+    });
     let mut listening: HashMap<ListenAddress, CancellationToken> = HashMap::new();
-    let grace = loop {
-        match commands.recv().await {
+    // Times that have not been set are never.
+    let (mut cut, mut end) = (None, None);
+    loop {
+        let command = tokio::select! {
+            command = commands.recv() => command,
+            () = worker.ended() => break,
+            () = at(cut) => {
+                cut = None;
+                worker.cut();
+                continue;
+            }
+            () = at(end) => break,
+        };
+        match command {
             Some(Command::Listen(sockets)) => {
                 for socket in sockets {
                     let close = listening.entry(socket.address).or_default().clone();
@@ -92,33 +131,42 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                     }
                 }
             }
-            Some(Command::Stop(grace)) => break grace,
-            None => break Duration::ZERO,
+            Some(Command::Leave(grace)) => {
+                // Nobody accepts any more, and connections end after the request that they are at.
+                for (_, close) in listening.drain() {
+                    close.cancel();
+                }
+                worker.pool.clear();
+                worker.tasks.close();
+                worker.tunnels.close();
+                cut = Some(Instant::now() + grace);
+            }
+            Some(Command::End(after)) => end = Some(Instant::now() + after),
+            None => break,
         }
-    };
-    // Nobody accepts any more, and connections end after the request that they are at.
-    for close in listening.values() {
-        close.cancel();
     }
-    worker.pool.clear();
     sweeping.abort();
-    worker.tasks.close();
-    worker.tunnels.close();
-    if tokio::time::timeout(grace, worker.tasks.wait()).await.is_err() {
-        tracing::warn!("{} connections did not end within shutdown_grace", worker.tasks.len());
-    }
-    let told = worker.process.tunnels.close(|_| true, GOING_AWAY, LAST_WORDS / 5);
-    tracing::debug!("{told} tunnels were told to close");
-    let _ = tokio::time::timeout(LAST_WORDS, worker.tunnels.wait()).await;
+    polling.abort();
 }
 
-/// An idle FastCGI connection holds an FPM worker: it goes when its time is over, also where no request comes by.
-async fn sweep(fastcgi: FastCgiPool) {
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// An idle FastCGI connection holds an FPM worker: it goes when its time is over, also where no request comes by. So
+/// does what a crowd of tunnels had in common. Tunnels whose deadline is near set their own timers. What was refused meanwhile is told.
+async fn sweep(worker: Rc<Worker>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tick.tick().await;
-        if !fastcgi.is_empty() {
-            fastcgi.sweep();
+        if !worker.fastcgi.is_empty() {
+            worker.fastcgi.sweep();
         }
+        worker.farewells.sweep();
+        worker.process.tunnels.wake_due(Instant::now());
+        worker.process.admission.report(std::time::Instant::now()).iter().for_each(|line| tracing::warn!("{line}"));
     }
 }

@@ -4,7 +4,6 @@
 //! visible before the swaps; nothing can fail after them.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,15 +15,17 @@ use crate::acme::settings::Settings;
 use crate::base::address::ListenAddress;
 use crate::config::{self, Config};
 use crate::edge::access::AccessLog;
-use crate::edge::listener::{self, BoundListener};
+use crate::edge::generation::Generation;
+use crate::edge::listener::BoundListener;
 use crate::edge::process::Process;
 use crate::edge::snapshot::{Snapshot, Surroundings, log_target};
 use crate::edge::worker::Command;
-use crate::http::request::Scheme;
 use crate::keys::{Keys, LocalKeys};
 use crate::run::automatic::{self, LocalFault};
 use crate::run::leaving;
+use crate::run::listeners::{self, Bound, Inherited};
 use crate::run::logs::{Logs, LogsError};
+use crate::run::open_files;
 use crate::run::source::Source;
 use crate::run::systemd;
 use crate::tls::challenges::Challenges;
@@ -35,8 +36,15 @@ use crate::tls::tickets::Tickets;
 use crate::tunnel::register::TunnelInfo;
 use crate::upstream::http::BackEndRegister;
 
-/// What tunnels are closed with when their back end left the file (RFC 6455 and the IANA registry: "service restart").
-const SERVICE_RESTART: u16 = 1012;
+/// What tunnels are closed with when their back end left the file, or their process gives way to a newer one (RFC 6455
+/// and the IANA registry: "service restart").
+pub const SERVICE_RESTART: u16 = 1012;
+
+/// What tunnels are closed with when the service ends (RFC 6455, section 7.4.1: "going away").
+const GOING_AWAY: u16 = 1001;
+
+/// How long a tunnel may take to answer its Close frame and to end, behind the time at which it was told to.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Everything that a reload needs to know of the running process.
 pub struct House {
@@ -46,8 +54,14 @@ pub struct House {
     workers: Vec<mpsc::Sender<Command>>,
     /// What is listened on, and the port where the file says 0.
     listening: HashMap<ListenAddress, u16>,
+    /// Every socket that a worker accepts from, once more: for the process after this one, and for systemd.
+    open: Vec<BoundListener>,
+    /// What was handed over under these names, and is closed.
+    unwanted: Vec<String>,
     logs: Logs,
     renewals: Arc<Renewals>,
+    /// The number of the configuration in force.
+    generation: u64,
 }
 
 /// Why a file cannot come into force. Printed as it is.
@@ -107,17 +121,13 @@ struct Ready {
     automatic: Option<(Settings, Vec<Planned>)>,
     problems: Vec<CertificateProblem>,
     local: Vec<LocalFault>,
-    bound: Vec<BoundListener>,
-    ports: HashMap<ListenAddress, u16>,
+    bound: Bound,
 }
 
 impl House {
-    /// Reads `source` and makes a process that serves it. `inherited` are the sockets that systemd has bound. Nobody
-    /// listens on what is returned yet: see [`House::open`].
-    pub fn furnish(
-        source: Source,
-        inherited: Vec<(SocketAddr, TcpListener)>,
-    ) -> Result<(House, Vec<BoundListener>), Refused> {
+    /// Reads `source` and makes a process that serves it. `inherited` are the sockets that systemd has bound, or the
+    /// process before this one. Nobody listens on what is returned yet: see [`House::open`].
+    pub fn furnish(source: Source, inherited: Vec<Inherited>) -> Result<(House, Vec<BoundListener>), Refused> {
         let config = source.load()?;
         let logs = Logs::start(config.log.level, log_target(&config.log.output))?;
         let access = AccessLog::start().map_err(Refused::Access)?;
@@ -127,19 +137,19 @@ impl House {
         let renewals = Arc::new(Renewals::new(keys, challenges.clone(), certificates.clone()));
         let (tickets, back_ends) = (Arc::new(Tickets::new()), Arc::new(BackEndRegister::new()));
         let shared = Shared { certificates: &certificates, tickets: &tickets, back_ends: &back_ends, access: &access };
-        let ready = prepare(&config, shared, &HashMap::new(), inherited)?;
+        let ready = prepare(&config, shared, 1, &HashMap::new(), inherited)?;
         // At the start a site without a usable certificate refuses its own handshakes, and no other site notices.
         ready.local.iter().for_each(|fault| tracing::error!("{fault}"));
         ready.problems.iter().for_each(|problem| tracing::error!("{problem}"));
         certificates.commit(ready.certificates);
         renewals.assign(ready.automatic);
-        let mut seed = [0; 8];
-        // Ids need to differ, not to be secret; without randomness they start at zero.
-        let _ = aws_lc_rs::rand::fill(&mut seed);
-        let seed = u64::from_le_bytes(seed);
-        let process = Process::new(ready.snapshot, certificates, challenges, tickets, back_ends, access, seed);
-        let (process, workers, listening) = (Arc::new(process), Vec::new(), ready.ports);
-        Ok((House { source, config, process, workers, listening, logs, renewals }, ready.bound))
+        let admission = open_files::admission(&config);
+        let process = Process::new(ready.snapshot, certificates, challenges, tickets, back_ends, access, admission);
+        let (process, workers, open) = (Arc::new(process), Vec::new(), Vec::new());
+        let (listening, unwanted) = (ready.bound.ports, ready.bound.unwanted);
+        let house =
+            House { source, config, process, workers, listening, open, unwanted, logs, renewals, generation: 1 };
+        Ok((house, ready.bound.sockets))
     }
 
     /// Gives the workers their commands' channels and the first listeners.
@@ -149,9 +159,21 @@ impl House {
         bound: Vec<BoundListener>,
     ) -> Result<(), Refused> {
         self.workers = workers;
-        let shares = share(bound, self.workers.len())?;
-        self.hand_out(shares).await;
+        let shares = listeners::share(bound, self.workers.len())?;
+        let copies = listeners::copies(&shares)?;
+        self.hand_out(shares, copies).await;
         Ok(())
+    }
+
+    /// Has systemd keep the listening sockets for the next start. It listens to the main process only.
+    pub fn store_listeners(&mut self) {
+        self.unwanted.drain(..).for_each(|name| systemd::forget(&name));
+        systemd::keep(&self.open);
+    }
+
+    /// Every listening socket: each has a queue of its own.
+    pub fn listeners(&self) -> &[BoundListener] {
+        &self.open
     }
 
     /// The shared part.
@@ -174,22 +196,29 @@ impl House {
             access: &self.process.access,
         };
         self.check_schemes(&config)?;
-        let ready = prepare(&config, shared, &self.listening, Vec::new())?;
+        let ready = prepare(&config, shared, self.generation + 1, &self.listening, Vec::new())?;
         self.check_certificates(ready.problems, ready.local)?;
-        let shares = share(ready.bound, self.workers.len())?;
+        let shares = listeners::share(ready.bound.sockets, self.workers.len())?;
+        let copies = listeners::copies(&shares)?;
         self.logs.change(config.log.level, log_target(&config.log.output))?;
         self.process.certificates.commit(ready.certificates);
         self.renewals.assign(ready.automatic);
-        self.process.snapshot.store(Arc::new(ready.snapshot));
+        self.generation += 1;
+        self.process.replace(ready.snapshot);
+        self.process.admission.change(open_files::limits(&config));
         let gone: Vec<ListenAddress> =
-            self.listening.keys().filter(|address| !ready.ports.contains_key(address)).copied().collect();
-        self.listening = ready.ports;
-        self.hand_out(shares).await;
+            self.listening.keys().filter(|address| !ready.bound.ports.contains_key(address)).copied().collect();
+        self.listening = ready.bound.ports;
+        systemd::keep(&copies);
+        self.hand_out(shares, copies).await;
         if !gone.is_empty() {
+            let (closed, open) = self.open.drain(..).partition(|it| gone.contains(&it.address));
+            self.open = open;
+            systemd::forget_all(&closed);
             self.tell(|| Command::Unlisten(gone.clone())).await;
         }
         if config.server.workers != self.config.server.workers {
-            tracing::warn!("server.workers takes effect at the next start");
+            tracing::warn!("server.workers takes effect at the next start or upgrade");
         }
         self.config = config;
         self.drain_gone();
@@ -237,9 +266,21 @@ impl House {
 
     /// Tunnels whose site, route or back end left the file are closed, spread over `shutdown_grace`. All others stay:
     /// they hold nothing of the configuration.
-    fn drain_gone(&self) {
-        let gone = |info: &TunnelInfo| !leaving::has_place(&self.config, info);
-        let told = self.process.tunnels.close(gone, SERVICE_RESTART, self.config.server.shutdown_grace);
+    pub fn drain_gone(&self) {
+        self.drain_others(&self.config);
+    }
+
+    /// The process in charge has put the file in force. The tunnels here are of that configuration, too.
+    pub fn follow(&self) {
+        match self.source.load() {
+            Ok(config) => self.drain_others(&config),
+            Err(problems) => tracing::warn!("no socket is closed here for what left the file: {problems}"),
+        }
+    }
+
+    fn drain_others(&self, config: &Config) {
+        let gone = |info: &TunnelInfo| !leaving::has_place(config, info);
+        let told = self.process.tunnels.drain(gone, SERVICE_RESTART, self.config.server.shutdown_grace);
         if told > 0 {
             tracing::info!("{} of sites, routes or back ends that left the file will be closed", count(told, "socket"));
         }
@@ -256,9 +297,28 @@ impl House {
         tracing::info!("log files opened again");
     }
 
-    /// Tells the workers to stop; requests may go on for `grace`.
-    pub async fn stop(&self, grace: Duration) {
-        self.tell(|| Command::Stop(grace)).await;
+    /// Stops accepting. Connections end after the request that they are at, at the latest after `shutdown_grace`;
+    /// tunnels go on. The workers end with the last of them.
+    pub async fn leave(&mut self) {
+        self.open.clear();
+        let grace = self.config.server.shutdown_grace;
+        self.tell(|| Command::Leave(grace)).await;
+    }
+
+    /// All tunnels are closed with `code`, spread over `spread`, those too that are just being opened; behind it the
+    /// workers end whatever is left.
+    pub async fn end(&mut self, code: u16, spread: Duration) {
+        let told = self.process.tunnels.close_all(code, spread);
+        if told > 0 {
+            tracing::info!("{} will be closed with {code}", count(told, "socket"));
+        }
+        self.tell(|| Command::End(spread + LAST_WORDS)).await;
+    }
+
+    /// Requests may go on for `shutdown_grace`, and over the same time tunnels are closed.
+    pub async fn stop(&mut self) {
+        self.leave().await;
+        self.end(GOING_AWAY, self.config.server.shutdown_grace).await;
     }
 
     /// Ready when every worker has ended.
@@ -268,11 +328,10 @@ impl House {
         }
     }
 
+    /// A worker that has ended needs not to be told: it had nothing left to do, or has said why.
     async fn tell(&self, command: impl Fn() -> Command) {
         for worker in &self.workers {
-            if worker.send(command()).await.is_err() {
-                tracing::error!("a worker has ended");
-            }
+            let _ = worker.send(command()).await;
         }
     }
 
@@ -287,33 +346,14 @@ impl House {
         }
     }
 
-    async fn hand_out(&self, shares: Vec<Vec<BoundListener>>) {
+    async fn hand_out(&mut self, shares: Vec<Vec<BoundListener>>, copies: Vec<BoundListener>) {
         for (worker, share) in self.workers.iter().zip(shares) {
             if worker.send(Command::Listen(share)).await.is_err() {
                 tracing::error!("a worker has ended");
             }
         }
+        self.open.extend(copies);
     }
-}
-
-/// Every worker gets a socket of its own on each address: the kernel spreads connections over them.
-fn share(bound: Vec<BoundListener>, workers: usize) -> Result<Vec<Vec<BoundListener>>, Refused> {
-    let mut shares: Vec<Vec<BoundListener>> = (0..workers).map(|_| Vec::new()).collect();
-    for first in bound {
-        let local = first.socket.local_addr().map_or_else(|_| first.address.to_string(), |a| a.to_string());
-        tracing::info!("listening on {} {local}", first.scheme.as_str());
-        let refused = |source| Refused::Bind { address: first.address, source };
-        let (address, scheme) = (first.address, first.scheme);
-        for share in shares.iter_mut().take(workers.saturating_sub(1)) {
-            // A socket that was handed over has no SO_REUSEPORT: its one queue is shared.
-            let socket = listener::bind_again(&first.socket).or_else(|_| first.socket.try_clone()).map_err(refused)?;
-            share.push(BoundListener { address, scheme, socket });
-        }
-        if let Some(share) = shares.last_mut() {
-            share.push(first);
-        }
-    }
-    Ok(shares)
 }
 
 /// What outlives reloads and is needed to prepare one.
@@ -327,10 +367,11 @@ struct Shared<'a> {
 fn prepare(
     config: &Config,
     shared: Shared<'_>,
+    generation: u64,
     listening: &HashMap<ListenAddress, u16>,
-    inherited: Vec<(SocketAddr, TcpListener)>,
+    inherited: Vec<Inherited>,
 ) -> Result<Ready, Refused> {
-    let (bound, ports) = bind(config, listening, inherited)?;
+    let bound = listeners::bind(&config.server, listening, inherited)?;
     let wanted = automatic::wanted(config)?;
     let local = automatic::make_local(config);
     let (certificates, problems) = shared.certificates.prepare(wanted.stored);
@@ -344,46 +385,14 @@ fn prepare(
         client_ca: config.tls.client_ca.clone(),
     };
     let tls = policy::server_config(&policy, shared.certificates.clone(), shared.tickets)?;
-    let surroundings = Surroundings { ports: &ports, back_ends: shared.back_ends, tls, access: Some(shared.access) };
+    let generation = Generation::new(generation);
+    let surroundings =
+        Surroundings { ports: &bound.ports, back_ends: shared.back_ends, tls, access: Some(shared.access), generation };
     let snapshot = Snapshot::build(config, surroundings)?;
-    Ok(Ready { snapshot, certificates, automatic: wanted.automatic, problems, local, bound, ports })
+    Ok(Ready { snapshot, certificates, automatic: wanted.automatic, problems, local, bound })
 }
 
-/// Binds what is not listened on yet, or takes it from what was handed over.
-fn bind(
-    config: &Config,
-    listening: &HashMap<ListenAddress, u16>,
-    mut inherited: Vec<(SocketAddr, TcpListener)>,
-) -> Result<(Vec<BoundListener>, HashMap<ListenAddress, u16>), Refused> {
-    let plain = config.server.http.iter().map(|address| (*address, Scheme::Http));
-    let tls = config.server.https.iter().map(|address| (*address, Scheme::Https));
-    let (mut bound, mut ports) = (Vec::new(), HashMap::new());
-    for (address, scheme) in plain.chain(tls) {
-        if let Some(port) = listening.get(&address) {
-            ports.insert(address, *port);
-            continue;
-        }
-        let refused = |source| Refused::Bind { address, source };
-        let (ours, others): (Vec<_>, Vec<_>) =
-            inherited.into_iter().partition(|(local, _)| systemd::is_same(address, *local));
-        inherited = others;
-        if ours.is_empty() {
-            listener::probe(address).map_err(refused)?;
-            let socket = listener::bind(address).map_err(refused)?;
-            ports.insert(address, socket.local_addr().map_err(refused)?.port());
-            bound.push(BoundListener { address, scheme, socket });
-        }
-        for (local, socket) in ours {
-            ports.insert(address, local.port());
-            bound.push(BoundListener { address, scheme, socket });
-        }
-    }
-    for (local, _) in inherited {
-        tracing::warn!("the socket unit hands over {local}, which [server] does not name: it is closed");
-    }
-    Ok((bound, ports))
-}
-
-fn count(n: usize, what: &str) -> String {
+/// `1 site`, `2 sites`.
+pub fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

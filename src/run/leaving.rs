@@ -38,7 +38,7 @@ mod tests {
         let client = "192.0.2.1".parse().unwrap();
         super::has_place(
             &config,
-            &TunnelInfo { site: site.into(), back_end: back_end.into(), client, path: path.into() },
+            &TunnelInfo { site: site.into(), back_end: back_end.into(), client, path: path.into(), http2: false },
         )
     }
 

@@ -2,9 +2,17 @@
 
 pub mod automatic;
 pub mod explain;
+mod follow;
+pub mod handover;
 pub mod house;
 mod leaving;
+mod leftover;
+pub mod listeners;
 pub mod logs;
+mod open_files;
+mod serve;
+mod signals;
 pub mod source;
 pub mod start;
 pub mod systemd;
+pub mod upgrade;
