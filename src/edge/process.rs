@@ -1,11 +1,17 @@
 //! What outlives every reload, made once and shared by all workers.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::edge::access::AccessLog;
+use crate::edge::admission::Admission;
+use crate::edge::generation::Generations;
+use crate::edge::places::Places;
+use crate::edge::refusals::Refusals;
 use crate::edge::snapshot::Snapshot;
 use crate::tls::challenges::Challenges;
 use crate::tls::store::CertStore;
@@ -17,14 +23,25 @@ use crate::upstream::http::BackEndRegister;
 pub struct Process {
     /// What the file says, replaced whole by a reload.
     pub snapshot: ArcSwap<Snapshot>,
+    /// Which configurations are in memory.
+    pub generations: Generations,
     /// The certificates in use.
     pub certificates: Arc<CertStore>,
     /// The open questions of certificate authorities.
     pub challenges: Arc<Challenges>,
     /// The keys of session tickets.
     pub tickets: Arc<Tickets>,
+    /// Who is connected, and who may be.
+    pub admission: Arc<Admission>,
     /// The live tunnels.
     pub tunnels: Tunnels,
+    /// Rung when a socket was opened under a configuration that is not in force any more: a reload had looked for sockets
+    /// without a place before it was there.
+    pub latecomers: Notify,
+    /// The places of sockets.
+    pub places: Places,
+    /// What was refused to sockets.
+    pub refused: Refusals,
     /// Load and health of back ends, by address.
     pub back_ends: Arc<BackEndRegister>,
     /// The access log's writer.
@@ -35,7 +52,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// A process that serves `snapshot`. `seed` is random.
+    /// A process that serves `snapshot`.
     pub fn new(
         snapshot: Snapshot,
         certificates: Arc<CertStore>,
@@ -43,19 +60,46 @@ impl Process {
         tickets: Arc<Tickets>,
         back_ends: Arc<BackEndRegister>,
         access: AccessLog,
-        seed: u64,
+        admission: Arc<Admission>,
     ) -> Process {
+        let generations = Generations::default();
+        generations.enter(&snapshot.generation);
         Process {
             snapshot: ArcSwap::from_pointee(snapshot),
+            generations,
             certificates,
             challenges,
             tickets,
+            admission,
             tunnels: Tunnels::default(),
+            latecomers: Notify::new(),
+            places: Places::default(),
+            refused: Refusals::default(),
             back_ends,
             access,
             ids: AtomicU64::new(0),
-            seed,
+            seed: RandomState::new().hash_one(std::process::id()),
         }
+    }
+
+    /// Puts `snapshot` in force.
+    pub fn replace(&self, snapshot: Snapshot) {
+        self.generations.enter(&snapshot.generation);
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    /// A socket that was let in by `snapshot` is in the register.
+    pub fn note_socket(&self, snapshot: &Arc<Snapshot>) {
+        if !Arc::ptr_eq(snapshot, &self.snapshot.load()) {
+            self.latecomers.notify_one();
+        }
+    }
+
+    /// What was refused since the start, in a phrase, and how often: `doorward sockets` shows it.
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        let mut all = self.refused.list();
+        all.extend(self.admission.refused());
+        all
     }
 
     /// An id for one failure: on the error page, in the error log and in the access log.

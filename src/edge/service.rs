@@ -5,8 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use ::http::{HeaderMap, Request, Response, header, request};
+use ::http::{HeaderMap, Method, Request, Response, header, request};
 use hyper::body::Incoming;
+use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 
 use crate::base::fault::{Fault, Kind, Side};
@@ -30,11 +31,22 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     let mut journey = Journey::begin(&connection, &snapshot, &request);
     let (mut head, body) = request.into_parts();
     let upgrade = head.extensions.remove::<OnUpgrade>();
+    let connect = head.method == Method::CONNECT;
     let waits = head.headers.contains_key(header::EXPECT);
     let (body, unread) = ClientBody::new(body, snapshot.timeouts.body, connection.facts.clone());
     let answer = match Box::pin(travel(&connection, &snapshot, &mut journey, head, body)).await {
+        // RFC 9110, section 9.3.6: "Any 2xx (Successful) response indicates that the sender … will switch to tunnel mode".
+        Ok(Reply::Response(response)) if connect && response.status().is_success() => {
+            let fault = Fault::new(Kind::BadAnswer, "the back end took a WebSocket handshake for a plain request");
+            fault_page(&connection, &mut journey, &fault)
+        }
         Ok(Reply::Response(response)) => response,
-        Ok(Reply::Switched(switched)) => return Ok(socket::join(connection, journey, *switched, upgrade)),
+        Ok(Reply::Switched(switched)) => {
+            let process = connection.process.clone();
+            let answer = socket::join(connection, journey, *switched, upgrade);
+            process.note_socket(&snapshot);
+            return Ok(answer);
+        }
         Err(fault) => fault_page(&connection, &mut journey, &fault),
     };
     // A client that waits for 100 (Continue) has not sent its body, and asking for it now would be an answer. Of a
@@ -57,7 +69,9 @@ async fn travel(
     if let Some(refusal) = journey.refusal() {
         return Err(Fault::new(refusal.kind, refusal.detail));
     }
-    let request = ClientRequest::read(head, connection.arrival, &snapshot.trust, snapshot.limits)?;
+    let protocol = head.extensions.get::<Protocol>().cloned();
+    let protocol = protocol.as_ref().map(Protocol::as_str);
+    let request = ClientRequest::read(head, protocol, connection.arrival, &snapshot.trust, snapshot.limits)?;
     journey.note_request(&request);
     if let Some(response) = challenge::answer(&connection.process.challenges, snapshot.webroot.as_ref(), &request) {
         return response.map(Reply::Response);
@@ -72,8 +86,17 @@ async fn travel(
     }
     let route = site.route(&request)?;
     journey.note_route(route);
+    if let Err(fault) = site.check_socket(route, &request) {
+        if fault.kind == Kind::Misdirected {
+            connection.retire();
+        }
+        return Err(fault);
+    }
     if let Some(status) = route.denies(&request) {
         return Ok(Reply::Response(redirect::respond(status, Default::default(), "")));
+    }
+    if let Some(rules) = route.socket.as_ref().filter(|_| request.websocket) {
+        journey.note_socket(rules.admit(&request, &connection.process, snapshot.timeouts.write)?);
     }
     let body = limit(body, request.headers.get(header::CONTENT_LENGTH), site.max_body)?;
     let fields = FileFields::keep(site, &request);

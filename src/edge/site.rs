@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -13,6 +12,8 @@ use crate::base::host::Host;
 use crate::base::network::Networks;
 use crate::base::pattern::PathPattern;
 use crate::edge::access::SiteLog;
+use crate::edge::generation::Generation;
+use crate::edge::handshake::SocketRules;
 use crate::http::path::CanonicalPath;
 use crate::http::request::ClientRequest;
 use crate::route::{Asked, Rule, RuleTable};
@@ -45,6 +46,11 @@ pub struct Site {
     pub log: Option<Arc<SiteLog>>,
     /// Where requests go: the first that takes one.
     pub rules: RuleTable<Route>,
+    /// Whether all sockets may come over HTTP/2 as well (RFC 8441). What a connection offers is for all paths of a
+    /// host: one socket server that is to have none of it switches it off for its site.
+    pub http2_sockets: bool,
+    /// The configuration that it is of.
+    pub generation: Arc<Generation>,
 }
 
 /// One way that a request can take.
@@ -57,8 +63,8 @@ pub struct Route {
     pub deny_status: u16,
     /// How the path changes.
     pub rewrite: Option<Rewrite>,
-    /// Set where upgrades are taken: how long a tunnel may be silent.
-    pub socket_idle: Option<Duration>,
+    /// Set where upgrades are taken: what is asked of them.
+    pub socket: Option<SocketRules>,
     /// `Cache-Control` of the answers.
     pub cache_control: Option<HeaderValue>,
     /// What it does.
@@ -155,6 +161,22 @@ impl Site {
         !self.aliases.is_empty() && self.aliases.contains(host)
     }
 
+    /// Whether `request`, unless it is a socket over HTTP/2, may go to `route`. Such a one is a socket or nothing: it
+    /// is refused where HTTP/1.1's handshake would go on as a plain request.
+    pub fn check_socket(&self, route: &Route, request: &ClientRequest) -> Result<(), Fault> {
+        if !request.is_extended_connect() {
+            return Ok(());
+        }
+        if !route.takes_sockets() {
+            return Err(Fault::new(Kind::NotFound, format!("{} takes no sockets", route.label)));
+        }
+        if !self.http2_sockets {
+            // RFC 9110, section 15.5.20: a client that gets 421 "MAY retry the request … over a different connection".
+            return Err(Fault::new(Kind::Misdirected, "sockets over HTTP/2 are off here (websocket.http2)"));
+        }
+        Ok(())
+    }
+
     /// The route of a request.
     pub fn route(&self, request: &ClientRequest) -> Result<&Route, Fault> {
         let rule = self.rules.find(Asked {
@@ -176,7 +198,7 @@ impl Route {
 
     /// Whether WebSocket handshakes go through.
     pub fn takes_sockets(&self) -> bool {
-        self.socket_idle.is_some()
+        self.socket.is_some()
     }
 
     /// The path that the destination sees; `None` is the request's own.

@@ -13,6 +13,7 @@ use crate::config::{self, Certificate, Config, Plain, Site as SiteConfig};
 use crate::edge::access::format::{Format, InvalidTemplate, Template};
 use crate::edge::access::sink::Target;
 use crate::edge::access::{AccessLog, SiteLog};
+use crate::edge::generation::Generation;
 use crate::edge::site::Site;
 use crate::http::request::{HeadLimits, Trust};
 use crate::route::HostTable;
@@ -24,8 +25,12 @@ mod rules;
 
 /// See the module.
 pub struct Snapshot {
+    /// Tells when this configuration has left the memory.
+    pub generation: Arc<Generation>,
     /// The sites of each listener, by host.
     listeners: HashMap<ListenAddress, HostTable<Arc<Site>>>,
+    /// A host of each site whose sockets are not to come over HTTP/2; of a pattern, one that it stands for.
+    without_http2_sockets: Vec<Host>,
     /// Whose word about the client counts.
     pub trust: Trust,
     /// The limits of a head.
@@ -38,6 +43,15 @@ pub struct Snapshot {
     pub tls: Arc<rustls::ServerConfig>,
     /// Where another ACME client leaves its challenges.
     pub webroot: Option<Root>,
+}
+
+/// What a connection keeps of the configuration that it began under.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// The limits of a head.
+    pub limits: HeadLimits,
+    /// How long is waited for whom.
+    pub timeouts: config::Timeouts,
 }
 
 /// Why a checked configuration cannot be put in force.
@@ -82,6 +96,8 @@ pub struct Surroundings<'a> {
     pub tls: Arc<rustls::ServerConfig>,
     /// What writes the access log; `None` writes none.
     pub access: Option<&'a AccessLog>,
+    /// Held by all that is built.
+    pub generation: Arc<Generation>,
 }
 
 impl Snapshot {
@@ -104,8 +120,12 @@ impl Snapshot {
             }
         }
         let server = &config.server;
+        let switched_off = config.sites.iter().filter(|site| site.websockets.iter().any(|socket| !socket.http2));
+        let without_http2_sockets = switched_off.flat_map(|site| site.hosts.iter().filter_map(example)).collect();
         Ok(Snapshot {
+            generation: surroundings.generation,
             listeners,
+            without_http2_sockets,
             trust: Trust {
                 proxies: server.trusted_proxies.clone(),
                 header: header_name(&server.client_ip_header).unwrap_or(HeaderName::from_static("x-forwarded-for")),
@@ -122,9 +142,31 @@ impl Snapshot {
         })
     }
 
+    /// What a connection keeps of it.
+    pub fn terms(&self) -> Terms {
+        Terms { limits: self.limits, timeouts: self.timeouts }
+    }
+
     /// The site that answers for `host` on `listener`.
     pub fn site(&self, listener: ListenAddress, host: &Host) -> Option<&Arc<Site>> {
         self.listeners.get(&listener)?.find(host)
+    }
+
+    /// The site of `host` on `listener`, if sockets may come over HTTP/2 on a connection for it (RFC 8441). Browsers use
+    /// a connection for every host that its certificate `covers`, and one that is offered this falls back to HTTP/1.1
+    /// no more: it must be true of all of them.
+    pub fn offers_http2_sockets(&self, listener: ListenAddress, host: &Host, covers: impl Fn(&Host) -> bool) -> bool {
+        self.site(listener, host).is_some_and(|site| site.http2_sockets)
+            && !self.without_http2_sockets.iter().any(covers)
+    }
+}
+
+/// A host that `pattern` stands for.
+fn example(pattern: &HostPattern) -> Option<Host> {
+    match pattern {
+        HostPattern::Exact(host) | HostPattern::AtOrBelow(host) => Some(host.clone()),
+        HostPattern::Below(host) => Host::parse(&format!("x.{host}")).ok(),
+        HostPattern::StartsWith(host) => Host::parse(&format!("{host}.x")).ok(),
     }
 }
 

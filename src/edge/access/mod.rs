@@ -39,7 +39,7 @@ pub struct Record<'r> {
     pub path: &'r [u8],
     /// The version; `None` if the request line was not one.
     pub version: Option<::http::Version>,
-    /// The answer's status; 101 for both lines of a socket.
+    /// The answer's status; for both lines of a socket 101, or 200 over HTTP/2.
     pub status: u16,
     /// Bytes of the answer's body; at the end of a socket, bytes to the client.
     pub bytes_sent: u64,

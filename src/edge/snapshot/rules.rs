@@ -10,8 +10,11 @@ use super::{BuildError, Surroundings, header_name, site_log};
 use crate::base::host::{Host, HostPattern};
 use crate::base::pattern::PathPattern;
 use crate::config::{self, Api, Config, Plain, Preset, Site as SiteConfig, UpgradeRule};
+use crate::edge::handshake::SocketRules;
+use crate::edge::places::PlaceLimits;
 use crate::edge::site::{Action, AnswerPolicy, Edits, Rewrite, Route, Site};
 use crate::route::{Matcher, Rule, RuleTable};
+use crate::tunnel;
 use crate::upstream::files::root::Root;
 
 /// Builds `site`.
@@ -40,6 +43,8 @@ pub(super) fn build(config: &Config, site: &SiteConfig, surroundings: &Surroundi
         log: site_log(config, surroundings.access, output, &site.skip_paths)?,
         rules: RuleTable::new(rules.in_order()?)
             .map_err(|source| BuildError::Regex { site: site.name.clone(), source })?,
+        http2_sockets: !site.websockets.is_empty() && site.websockets.iter().all(|socket| socket.http2),
+        generation: surroundings.generation.clone(),
     })
 }
 
@@ -91,8 +96,26 @@ impl Rules<'_> {
         label: String,
     ) -> Result<Rule<Route>, BuildError> {
         let mut to = route(label, Action::Http(self.to.http(&socket.upstream)?));
-        to.socket_idle = Some(socket.idle_timeout);
+        to.socket = Some(SocketRules {
+            block: self.block_name(socket).into(),
+            places: PlaceLimits { all: socket.max_connections, per_address: socket.max_connections_per_ip },
+            origins: socket.origins.clone(),
+            idle_timeout: socket.idle_timeout,
+            client: tunnel::rules::Rules {
+                max_message: socket.max_message,
+                message_rate: socket.message_rate,
+                ping_interval: socket.ping_interval,
+            },
+        });
         Ok(Rule { upgrade, ..rule(path.clone(), to) })
+    }
+
+    /// What a websocket block is called in the register of places: blocks have no names, but no two of a site have the
+    /// same paths.
+    fn block_name(&self, socket: &config::WebSocket) -> String {
+        let any = if socket.upgrade == UpgradeRule::Any { " any" } else { "" };
+        let paths: Vec<String> = socket.paths.iter().map(PathPattern::to_string).collect();
+        format!("{}{any} {}", self.site.name, paths.join(" "))
     }
 
     /// `/apps/*` of the Pusher protocol publishes events: closed unless the file opens it.
@@ -159,7 +182,7 @@ fn rule(path: PathPattern, target: Route) -> Rule<Route> {
 }
 
 fn route(label: String, action: Action) -> Route {
-    Route { label, allow: None, deny_status: 403, rewrite: None, socket_idle: None, cache_control: None, action }
+    Route { label, allow: None, deny_status: 403, rewrite: None, socket: None, cache_control: None, action }
 }
 
 fn respond(status: u16) -> Action {
