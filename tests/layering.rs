@@ -187,7 +187,9 @@ fn without_tests<'t>(file: &str, text: &'t str) -> &'t str {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
         let end = start + line.len();
-        let tests = text[end..].trim_start().strip_prefix("mod tests").is_some_and(|r| r.starts_with([' ', ';']));
+        let module = text[end..].trim_start();
+        let module = module.strip_prefix("pub(super) ").unwrap_or(module);
+        let tests = module.strip_prefix("mod tests").is_some_and(|r| r.starts_with([' ', ';']));
         if line.trim_end() == "#[cfg(test)]" && tests {
             return &text[..start];
         }

@@ -126,7 +126,7 @@ fn request(builder: request::Builder) -> UpstreamRequest {
     let trust = Trust { proxies: Networks(vec![]), header: HeaderName::from_static("x-forwarded-for") };
     let limits = HeadLimits { max_uri: 8192, max_headers: 100, max_header_size: 1 << 20 };
     let head = builder.header("host", "app.test:8443").body(()).expect("a request").into_parts().0;
-    ClientRequest::read(head, arrival, &trust, limits).expect("a good request").forward(None, false)
+    ClientRequest::read(head, None, arrival, &trust, limits).expect("a good request").forward(None, false)
 }
 
 /// A body in frames of 10,000 bytes, so that it is not in memory from the start.

@@ -57,7 +57,7 @@ pub fn see(world: &World, proxy: &Proxy, cert: &Path, picture: &str) {
 }
 
 /// What `--ignore-certificate-errors-spki-list` wants: the one key that Chromium is to take as it is.
-fn spki(cert: &Path) -> String {
+pub fn spki(cert: &Path) -> String {
     let der = rustls_pki_types::CertificateDer::from_pem_file(cert).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, parsed.public_key().raw);

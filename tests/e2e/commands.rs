@@ -119,6 +119,11 @@ fn explain_says_which_site_rule_and_back_end() {
     assert!(page.contains("app") && page.contains("127.0.0.1:8000"), "{page}");
     let socket = ask(&["GET", "https://app.test/x", "-H", "Upgrade: websocket"]);
     assert!(socket.contains("127.0.0.1:6001"), "{socket}");
+    let over_http2 = ask(&["CONNECT", "wss://app.test/x", "-H", ":protocol: websocket"]);
+    assert!(over_http2.contains("over HTTP/2") && over_http2.contains("127.0.0.1:6001"), "{over_http2}");
+    assert!(ask(&["CONNECT", "https://app.test/x", "-H", ":protocol: connect-udp"]).contains("501"));
+    assert!(ask(&["CONNECT", "http://app.test/x", "-H", ":protocol: websocket"]).contains("no HTTP/2 here"));
+    assert!(ask(&["CONNECT", "https://app.test/apps/1/events", "-H", ":protocol: websocket"]).contains("404"));
     assert!(ask(&["GET", "https://app.test/app/key"]).contains("127.0.0.1:6001"));
     assert!(ask(&["POST", "https://app.test/apps/1/events"]).contains("404"));
     assert!(ask(&["GET", "http://app.test/x"]).contains("301"));

@@ -89,6 +89,26 @@ fn pusher_js_gets_an_event_over_app() {
 }
 
 #[test]
+fn pusher_js_gets_every_event_across_a_reload_on_the_same_connection() {
+    let world = World::new();
+    let (node, _fpm, proxy) = pusher(&world, "");
+    let port = proxy.https().to_string();
+    let arguments = ["--host", "app.test", "--port", &port, "--events", "3"];
+    let (client, ready) = Waiting::start(&world, "pusher-client.js", &arguments);
+    assert_eq!(publish(&world, &node), 1);
+    for more in ["", "[site.more]\nhosts = [\"more.app.test\"]\nupstream = \"http://127.0.0.1:9\"\n"] {
+        let file = std::fs::read_to_string(world.path("proxy.toml")).unwrap();
+        proxy.rewrite(&format!("{file}{more}"));
+        assert_eq!(proxy.reload().code, 0);
+        assert_eq!(publish(&world, &node), 1, "the subscription is the same");
+    }
+    let result = client.result();
+    assert_eq!(result["events"], 3);
+    assert_eq!(result["socket"], ready["socket"], "{result}");
+    assert_eq!(result["states"], serde_json::json!(["connected"]), "no reconnect");
+}
+
+#[test]
 fn the_publishing_api_of_the_pusher_protocol_is_closed() {
     let world = World::new();
     let (node, _fpm, proxy) = pusher(&world, "");

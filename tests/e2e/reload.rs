@@ -1,8 +1,9 @@
 //! A new file under live traffic.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
-use crate::harness::{BackEnd, Proxy, SOON, Socket, World, wait_until};
+use crate::harness::{BackEnd, Node, Proxy, SOON, Socket, Waiting, World, wait_until};
 
 fn site(name: &str, host: &str, to: &str) -> String {
     format!(
@@ -140,10 +141,63 @@ fn a_websocket_ends_when_its_route_leaves_the_file_though_its_back_end_stays() {
 }
 
 #[test]
+fn a_socket_io_session_loses_no_event_over_reloads() {
+    let world = World::new();
+    let node = Node::serve(&world, "socketio-server.js", &[]);
+    let socket_io = format!("[site.app.websocket]\npreset = \"socket.io\"\nto = {:?}\n", node.url());
+    let app = format!("[site.app]\nhosts = [\"app.test\"]\nupstream = {:?}\n{socket_io}", node.url());
+    let proxy = world.proxy(&app);
+    for mode in ["polling", "websocket", "upgrade"] {
+        let (url, done) = (proxy.url("app.test"), world.path(format!("done-{mode}")));
+        let until = done.display().to_string();
+        let arguments = ["--url", &url, "--mode", mode, "--until", &until];
+        let (client, _) = Waiting::start(&world, "socketio-client.js", &arguments);
+        for round in 0..6 {
+            let more = site("more", &format!("r{round}.app.test"), &node.url());
+            proxy.rewrite(&format!("{}{app}{}", world.head(), if round % 3 == 2 { "[nonsense" } else { &more }));
+            assert_eq!(proxy.reload().code, i32::from(round % 3 == 2));
+        }
+        std::fs::write(&done, "").unwrap();
+        let result = client.result();
+        // Each is numbered: none is missing, none came twice, and nobody was disconnected.
+        assert!(result["broken"].is_null(), "{mode}: {result}");
+        assert!(result["sent"].as_u64() > Some(50), "{mode}: {result}");
+        assert_eq!(result["received"], result["sent"], "{mode}: {result}");
+    }
+}
+
+#[test]
+fn a_websocket_that_opens_while_its_site_leaves_the_file_is_closed_too() {
+    let world = World::new();
+    let (allow, allowed) = std::sync::mpsc::channel::<()>();
+    let allowed = std::sync::Mutex::new(allowed);
+    let slow = BackEnd::answering(move |_, stream| {
+        let _ = allowed.lock().unwrap().recv_timeout(SOON);
+        let _ = stream.write_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        );
+        // The masked Close frame of the edge.
+        stream.read_exact(&mut [0; 8]).is_ok()
+    });
+    let other = site("other", "other.test", &slow.url());
+    let proxy = world.proxy(&format!("{other}{}", site("app", "app.test", &slow.url())));
+    let mut raw = proxy.raw(&world, "app.test");
+    raw.send(
+        "GET /live HTTP/1.1\r\nHost: app.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    );
+    wait_until("the handshake is with the back end", SOON, || !slow.seen().is_empty());
+    proxy.rewrite(&format!("{}{other}", world.head()));
+    assert_eq!(proxy.reload().code, 0);
+    allow.send(()).unwrap();
+    assert_eq!(raw.head().0, 101);
+    assert_eq!(raw.exactly(4), [0x88, 0x02, 0x03, 0xF4], "1012");
+}
+
+#[test]
 fn a_request_in_flight_outlasts_a_reload() {
     let world = World::new();
     let slow = BackEnd::answering(|_, stream| {
-        use std::io::Write;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab");
         std::thread::sleep(Duration::from_millis(800));
         stream.write_all(b"cd").is_ok()

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
 /// One request as it arrived: its head, and its body in the framing it came in.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -96,6 +98,9 @@ fn answer(stream: &mut TcpStream, head: &str) -> std::io::Result<bool> {
             (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nEVIL", true)
         }
         "/no-content" => (b"HTTP/1.1 204 No Content\r\nContent-Length: 2\r\n\r\nok", false),
+        "/socket/stubborn" => return stubborn(stream, head),
+        "/socket/echo" => return echo(stream, head),
+        "/socket/flood" => return flood(stream, head),
         "/endless" => return endless(stream),
         "/silent" => return stream.read(&mut [0]).map(|_| false),
         _ if head.starts_with("HEAD ") => (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", true),
@@ -103,6 +108,43 @@ fn answer(stream: &mut TcpStream, head: &str) -> std::io::Result<bool> {
     };
     stream.write_all(answer)?;
     Ok(stay)
+}
+
+fn switch(stream: &mut TcpStream, head: &str) -> std::io::Result<()> {
+    let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap_or_default();
+    let accept = derive_accept_key(key.as_bytes());
+    let fields = "Upgrade: websocket\r\nConnection: Upgrade";
+    write!(stream, "HTTP/1.1 101 Switching Protocols\r\n{fields}\r\nSec-WebSocket-Accept: {accept}\r\n\r\n")
+}
+
+/// A socket that takes what comes and does not end when its client does.
+fn stubborn(stream: &mut TcpStream, head: &str) -> std::io::Result<bool> {
+    switch(stream, head)?;
+    stream.read_to_end(&mut Vec::new())?;
+    std::thread::sleep(std::time::Duration::from_secs(60));
+    Ok(false)
+}
+
+/// A socket that sends back what it gets, byte by byte the same.
+fn echo(stream: &mut TcpStream, head: &str) -> std::io::Result<bool> {
+    switch(stream, head)?;
+    let mut bytes = [0; 0x4000];
+    loop {
+        let n = stream.read(&mut bytes)?;
+        if n == 0 {
+            return Ok(false);
+        }
+        stream.write_all(&bytes[..n])?;
+    }
+}
+
+/// A socket with a message without end.
+fn flood(stream: &mut TcpStream, head: &str) -> std::io::Result<bool> {
+    switch(stream, head)?;
+    stream.write_all(&[0x82, 127, 0, 0, 0xff, 0, 0, 0, 0, 0])?;
+    loop {
+        stream.write_all(&[0; 0x4000])?;
+    }
 }
 
 fn endless(stream: &mut TcpStream) -> std::io::Result<bool> {

@@ -30,7 +30,7 @@ impl Edge {
             "[server]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\nworkers = 1\nshutdown_grace = \"5s\"\n\
              [limits]\nmax_body = \"1MiB\"\n{extra}\n\
              [site.a]\nhosts = [\"a.test\"]\nhttp = \"serve\"\ntls = \"self-signed\"\nupstream = \"http://{back_end}\"\n\
-             [site.a.websocket]\nto = \"http://{back_end}\"\npreset = \"none\"\npaths = [\"/no-socket\"]\n\
+             [site.a.websocket]\nto = \"http://{back_end}\"\npreset = \"none\"\npaths = [\"/no-socket\", \"/socket/*\"]\n\
              [[site.a.route]]\npath = \"/files/*\"\nstrip_prefix = \"/files\"\nroot = \"{root}\"\n\
              [[site.a.redirect]]\nfrom = \"/moved/*\"\nto = \"/new/{{rest}}\"\n",
             root = root.display(),

@@ -74,6 +74,7 @@ fn refused() -> Vec<(u16, String)> {
         bad(501, post(&format!("Transfer-Encoding: {coding}\r\n"), "0\r\n\r\n"));
     }
     for fields in [
+        ":protocol: websocket\r\n",
         "Transfer-Encoding : chunked\r\n",
         "Transfer-Encoding\t: chunked\r\n",
         "Transfer-Encoding:\r\n chunked\r\n",

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -13,11 +14,14 @@ use crate::edge::{Edge, connect, eventually, send};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 const RESET: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 type Fields<'a> = Vec<(&'a str, &'a str)>;
@@ -64,6 +68,18 @@ impl Client {
             bytes.extend(frame(DATA, END_STREAM, stream, body));
         }
         self.send(&bytes);
+    }
+
+    /// Asks, leaves its own side open, and waits for the 200.
+    fn open(&mut self, stream: u32, fields: &Fields<'_>) {
+        self.send(&frame(HEADERS, END_HEADERS, stream, &block(fields)));
+        while let Some((kind, flags, id, payload)) = self.frame() {
+            if kind == HEADERS && id == stream {
+                assert_eq!((read_status(&payload), flags & END_STREAM), (200, 0));
+                return;
+            }
+        }
+        panic!("the connection ended");
     }
 
     /// Reads until `stream` or the connection has ended.
@@ -153,6 +169,13 @@ fn request<'a>(method: &'a str, path: &'a str, more: &[(&'a str, &'a str)]) -> F
     fields
 }
 
+/// An extended CONNECT (RFC 8441, section 4).
+fn extended<'a>(path: &'a str, protocol: &'a str) -> Fields<'a> {
+    let mut fields = request("CONNECT", path, &[]);
+    fields.insert(1, (":protocol", protocol));
+    fields
+}
+
 fn with<'a>(name: &str, value: Option<&'a str>) -> Fields<'a> {
     let mut fields = request("GET", "/x", &[]);
     match value {
@@ -229,17 +252,55 @@ fn malformed_requests_are_never_passed_on() {
         cases.push((with(name, None), None));
     }
     cases.push((vec![(":method", "CONNECT"), (":authority", "a.test:443")], None));
-    let websocket = |protocol| {
-        let mut fields = request("CONNECT", "/no-socket", &[]);
-        fields.insert(1, (":protocol", protocol));
-        fields
-    };
-    cases.push((websocket("unknown"), None));
+    for protocol in ["unknown", "connect-udp", "websocket2", " websocket", "websocket, h2c", "", "h2c", "web socket"] {
+        cases.push((extended("/no-socket", protocol), None));
+    }
+    for missing in [":path", ":scheme", ":authority"] {
+        let mut fields = extended("/no-socket", "websocket");
+        fields.retain(|field| field.0 != missing);
+        cases.push((fields, None));
+    }
+    for (name, value) in [
+        (":path", "no-socket"),
+        (":path", "*"),
+        (":path", ""),
+        (":path", "/no-socket/.."),
+        (":scheme", "wss"),
+        (":scheme", "ftp"),
+        (":authority", "evil@a.test"),
+        (":authority", "other.test"),
+        (":method", "GET"),
+        (":method", "POST"),
+    ] {
+        let mut fields = extended("/no-socket", "websocket");
+        fields.iter_mut().filter(|field| field.0 == name).for_each(|field| field.1 = value);
+        cases.push((fields, None));
+    }
+    for field in [
+        (":protocol", "websocket"),
+        ("sec-websocket-version", "8"),
+        ("content-length", "5"),
+        ("transfer-encoding", "chunked"),
+        ("upgrade", "websocket"),
+        ("connection", "upgrade"),
+        ("host", "b.test"),
+    ] {
+        let mut fields = extended("/no-socket", "websocket");
+        fields.push(field);
+        cases.push((fields, Some(b"hello")));
+    }
+    let mut late = request("CONNECT", "/no-socket", &[("x", "y")]);
+    late.push((":protocol", "websocket"));
+    cases.push((late, None));
+    // Where no sockets go there is nothing to fall back to.
+    cases.push((extended("/x", "websocket"), None));
+    cases.push((extended("/files/a.txt", "websocket"), None));
+    cases.push((extended("/moved/x", "unknown"), None));
     for (fields, body) in cases {
         let mut client = Client::connect(&edge);
         client.ask(1, &fields, body);
         let end = client.end(1);
-        let refused = matches!(end, End::Reset(0) | End::Gone | End::Answer(400..=499, _));
+        let refused = matches!(end, End::Reset(0) | End::Gone | End::Answer(400..=499 | 501, _));
         assert!(refused, "{fields:?}: {end:?}");
         if end != End::Gone {
             client.ask(3, &request("GET", "/canary", &[]), None);
@@ -318,6 +379,129 @@ fn a_client_that_grants_no_window_lets_go_of_the_back_end() {
     eventually("the back end is asked", || back_end.open() >= 1);
     eventually("the back end is let go", || back_end.open() == 0);
     assert_eq!(client.end(1), End::Reset(0));
+}
+
+#[test]
+fn a_back_ends_no_to_a_socket_is_passed_on() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "");
+    // The client need not have seen SETTINGS: nobody can tell (RFC 8441, section 3).
+    for protocol in ["websocket", "WebSocket"] {
+        let mut client = Client::connect(&edge);
+        client.ask(1, &extended("/no-socket", protocol), None);
+        assert_eq!(client.end(1), End::Answer(403, 2), "{protocol}");
+        client.ask(3, &request("GET", "/canary", &[]), None);
+        assert_eq!(client.end(3), End::Answer(200, 2));
+        let seen = back_end.take();
+        assert!(seen[0].head.starts_with("GET /no-socket HTTP/1.1\r\n"), "{seen:?}");
+        assert!(seen[0].head.contains("\r\nupgrade: websocket\r\n"), "{seen:?}");
+        assert!(!seen[0].head.contains("protocol"), "{seen:?}");
+    }
+}
+
+#[test]
+fn a_reset_ends_a_tunnel_at_once_whatever_its_back_end_does() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "[log]\naccess = \"stderr\"");
+    for code in [8u32, 0, 1] {
+        let mut client = Client::connect(&edge);
+        client.open(1, &extended("/socket/stubborn", "websocket"));
+        client.open(3, &extended("/socket/stubborn", "websocket"));
+        client.send(&frame(RESET, 0, 1, &code.to_be_bytes()));
+        let begun = Instant::now();
+        edge.wait_for("ws=close");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?} after code {code}", begun.elapsed());
+        // The end of the connection is the end of the other.
+        drop(client);
+        edge.wait_for("ws=close");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?} after the connection", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_tunnel_whose_client_grants_no_window_is_given_up_and_reset() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "[timeouts]\nwrite = \"1s\"\n[log]\naccess = \"stderr\"");
+    let mut client = Client::connect(&edge);
+    // SETTINGS_INITIAL_WINDOW_SIZE = 0.
+    client.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    client.open(1, &extended("/socket/flood", "websocket"));
+    edge.wait_for("ws=close");
+    eventually("the back end is let go", || back_end.open() == 0);
+    assert_eq!(client.end(1), End::Reset(0));
+    client.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]));
+    client.ask(3, &request("GET", "/x", &[]), None);
+    assert_eq!(client.end(3), End::Answer(200, 2));
+}
+
+/// The head of a client's binary frame of `length` bytes; its mask is zeros.
+fn socket_frame(length: u16) -> Vec<u8> {
+    [&[0x82, 0xfe][..], &length.to_be_bytes(), &[0; 4]].concat()
+}
+
+#[test]
+fn a_burst_of_tiny_data_frames_goes_through_and_the_connection_lives() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "");
+    let mut client = Client::connect(&edge);
+    for stream in [1, 3] {
+        client.open(stream, &extended("/socket/echo", "websocket"));
+    }
+    // 2 × 20,000 frames of one byte: at a time, and each behind one of the other stream.
+    let said = [socket_frame(19_992), vec![7; 19_992]].concat();
+    let frames = said.iter().flat_map(|byte| [frame(DATA, 0, 1, &[*byte]), frame(DATA, 0, 3, &[*byte])]);
+    client.send(&frames.flatten().collect::<Vec<u8>>());
+    let mut heard = [Vec::new(), Vec::new()];
+    while heard.iter().any(|heard| heard.len() < said.len()) {
+        let (kind, _, stream, payload) = client.frame().expect("the connection lives");
+        if kind == DATA {
+            heard[usize::from(stream == 3)].extend(payload);
+        }
+    }
+    assert!(heard.iter().all(|heard| *heard == said));
+    client.ask(5, &request("GET", "/x", &[]), None);
+    assert_eq!(client.end(5), End::Answer(200, 2));
+}
+
+#[test]
+fn frames_that_ask_for_nothing_end_the_connection_of_a_socket() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "[log]\nlevel = \"debug\"");
+    for (flood, most, why) in [
+        (frame(PING, 0, 0, &[0; 8]), 10_000, "control frames"),
+        (frame(PING, ACK, 0, &[0; 8]), 10_000, "control frames"),
+        (frame(SETTINGS, 0, 0, &[]), 10_000, "control frames"),
+        (frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes()), 10_000, "control frames"),
+        (frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes()), 10_000, "control frames"),
+        (frame(PRIORITY, 0, 1, &[0; 5]), 10_000, "control frames"),
+        (frame(DATA, 0, 1, b""), 100, "excessive load"),
+    ] {
+        let mut client = Client::connect(&edge);
+        client.open(1, &extended("/socket/echo", "websocket"));
+        client.send(&flood.repeat(most + 1));
+        assert_eq!(client.end(1), End::Gone, "{flood:?}");
+        let line = edge.wait_for("connection ended");
+        assert!(line.contains(why), "{flood:?}: {line}");
+    }
+}
+
+#[test]
+fn a_client_may_grant_window_for_each_tiny_frame_that_it_gets() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "");
+    let mut client = Client::connect(&edge);
+    client.open(1, &extended("/socket/echo", "websocket"));
+    client.send(&frame(DATA, 0, 1, &socket_frame(8000)));
+    let mut heard = 0;
+    // One byte is under way at a time, so that each comes back in a frame of its own.
+    let grants = [0, 1].map(|stream| frame(WINDOW_UPDATE, 0, stream, &1u32.to_be_bytes())).concat();
+    while heard < 8000 {
+        let (kind, _, _, payload) = client.frame().expect("the connection lives");
+        if kind == DATA {
+            heard += payload.len();
+            client.send(&[grants.clone(), frame(DATA, 0, 1, b"x")].concat());
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -2,15 +2,45 @@
 
 // Drives a Socket.IO server and prints what happened.
 // --url URL; --mode polling|websocket|upgrade; --wait EVENT: says {"ready":true} and waits for one such event;
+// --until FILE: counts events both ways until that file is there, and says {"ready":true} after the first fifty;
 // --frames N: so many binary echoes of 64 KiB
 
 const crypto = require('crypto');
+const fs = require('fs');
 const { io } = require('socket.io-client');
 const { options, print, run, within } = require('./common');
 
 const given = options();
 const transports = { polling: ['polling'], websocket: ['websocket'], upgrade: ['polling', 'websocket'] }[given.mode];
 const once = (emitter, event) => new Promise((resolve) => emitter.once(event, (...words) => resolve(words)));
+
+// Numbered events to the server, each of which comes back, until the file is there. None may be lost or come twice.
+async function count(socket, first) {
+  let [sent, received, broken] = [0, 0, null];
+  socket.on('tock', (number) => {
+    if (number !== received + 1) {
+      broken = broken || `tock ${number} came after ${received}`;
+    }
+    received = number;
+    if (received === 50) {
+      print({ ready: true });
+    }
+  });
+  socket.on('broken', (why) => {
+    broken = broken || `tick ${why}`;
+  });
+  socket.on('disconnect', (why) => {
+    broken = broken || `disconnected: ${why}`;
+  });
+  while (!fs.existsSync(given.until)) {
+    socket.emit('tick', ++sent);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  for (let waited = 0; received < sent && !broken && waited < 10000; waited += 20) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  return { first, transport: socket.io.engine.transport.name, sent, received, broken };
+}
 
 run(async () => {
   const socket = io(given.url, { transports, reconnection: false, forceNew: true });
@@ -35,6 +65,10 @@ run(async () => {
     print({ ready: true });
     const [data] = await within(20000, given.wait, event);
     return { first, transport: socket.io.engine.transport.name, data };
+  }
+
+  if (given.until) {
+    return count(socket, first);
   }
 
   const ask = (...words) => within(15000, words[0], socket.emitWithAck(...words));

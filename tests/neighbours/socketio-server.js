@@ -20,6 +20,15 @@ const server = given.cert
 const io = new Server(server, { maxHttpBufferSize: 4 << 20, pingInterval: 5000, pingTimeout: 5000 });
 
 io.on('connection', (socket) => {
+  let last = 0;
+  // Counted both ways: an event that is lost, or comes twice, is told.
+  socket.on('tick', (number) => {
+    if (number !== last + 1) {
+      socket.emit('broken', `${number} came after ${last}`);
+    }
+    last = number;
+    socket.emit('tock', number);
+  });
   socket.on('echo', (...words) => words.pop()(...words));
   socket.on('join', (room, done) => {
     socket.join(room);

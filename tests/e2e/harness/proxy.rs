@@ -3,15 +3,21 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::curl::Curl;
 use super::process::{Finished, Running, finish};
 use super::raw::Raw;
+use super::wait::{SOON, wait_until};
 use super::world::World;
 
 /// `doorward run`
 pub struct Proxy {
-    /// The process, for signals and its words.
+    /// Those that took over, oldest first. Before `running`: they end first.
+    successors: Successors,
+    /// The first process, for signals and its words; what took over from it speaks through the same pipes.
     pub running: Running,
     config: PathBuf,
     ca: PathBuf,
@@ -50,6 +56,7 @@ impl Proxy {
             config: world.path("proxy.toml"),
             ca: world.ca(),
             scratch: world.path(""),
+            successors: Successors(Vec::new()),
             running,
         }
     }
@@ -94,6 +101,36 @@ impl Proxy {
         finish("doorward reload", doorward().args(["reload", "-c"]).arg(&self.config).current_dir(&self.scratch))
     }
 
+    /// The process in charge.
+    pub fn pid(&self) -> Pid {
+        self.successors.0.last().copied().unwrap_or_else(|| self.running.pid())
+    }
+
+    /// Sends a signal to the process in charge.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// USR2; ready when a new process is in charge. Gives its id.
+    pub fn upgrade(&mut self) -> Pid {
+        let before = self.successors.0.len();
+        let running = &self.running;
+        let said = |end: &str| running.stderr().into_iter().filter(|line| line.contains(end)).collect::<Vec<_>>();
+        let failures = said("no upgrade").len();
+        self.signal(Signal::USR2);
+        let taken = || said("has taken over").len() > before;
+        wait_until("the new process has taken over", 3 * SOON, || taken() || said("no upgrade").len() > failures);
+        assert!(taken(), "{}", running.said());
+        let line = said("has taken over").pop().unwrap();
+        let word = line.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        let pid = Pid::from_raw(word.parse().unwrap()).unwrap();
+        self.successors.0.push(pid);
+        wait_until("the new process is ready", SOON, || {
+            running.stderr().iter().filter(|line| line.trim_end().ends_with("ready")).count() == before + 2
+        });
+        pid
+    }
+
     /// A number of `/proc/PID/status`, in bytes.
     pub fn memory(&self, field: &str) -> u64 {
         let path = format!("/proc/{}/status", self.running.pid().as_raw_nonzero());
@@ -106,6 +143,32 @@ impl Proxy {
     pub fn reset_peak(&self) {
         let path = format!("/proc/{}/clear_refs", self.running.pid().as_raw_nonzero());
         std::fs::write(&path, "5").unwrap_or_else(|e| panic!("{path}: {e}"));
+    }
+}
+
+/// Whether a process runs that may be nobody's child here.
+pub fn is_running(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    // One that nobody has waited for is over.
+    test_kill_process(pid).is_ok() && !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
+}
+
+/// Processes that are ended with the test.
+struct Successors(Vec<Pid>);
+
+impl Drop for Successors {
+    fn drop(&mut self) {
+        for signal in [Signal::TERM, Signal::KILL] {
+            let running: Vec<Pid> = self.0.iter().copied().filter(|pid| is_running(*pid)).collect();
+            for pid in &running {
+                // It may have ended just now.
+                let _ = kill_process(*pid, signal);
+            }
+            let deadline = std::time::Instant::now() + Duration::from_secs(5);
+            while running.iter().any(|pid| is_running(*pid)) && std::time::Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 }
 
