@@ -470,15 +470,6 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn an_idle_tunnel_is_small() {
-        let ((_a, b), (_c, d)) = (tcp_pair().await, tcp_pair().await);
-        let tunnel = run(b, d, Early::default(), Policy::default(), entry(&Tunnels::default()));
-        let size = size_of_val(&tunnel);
-        println!("tunnel future: {size} bytes");
-        assert!(size < 900, "{size} bytes");
-    }
-
-    #[tokio::test]
     async fn bytes_go_both_ways_and_early_ones_first() {
         let ((mut client, near_client), (mut back_end, near_back_end)) = (duplex(16), duplex(16));
         let tunnels = Tunnels::default();
