@@ -171,7 +171,7 @@ fn remove_a_site(proxy: &Proxy, crowd: &Crowd, file: &str, window: Duration, sha
 fn ten_thousand_sockets_are_closed_evenly_by_command() {
     let world = World::new();
     // A process may have 20,000 descriptors here, and each socket takes two on either side.
-    let (count, window) = full_or((9500, Duration::from_secs(30)), (300, Duration::from_secs(5)));
+    let (count, window) = full_or((9300, Duration::from_secs(30)), (300, Duration::from_secs(5)));
     let (app, other) = (EchoServer::unix(world.path("app.sock")), EchoServer::unix(world.path("other.sock")));
     let sites = format!("{}{}", site("one", HOSTS[0], &app.url, ""), site("two", HOSTS[1], &other.url, ""));
     let proxy = Proxy::start(&world, &format!("{}{sites}", head(&world, window)));
