@@ -1,6 +1,6 @@
 //! What is wrong between sites, and between the websocket blocks of one.
 
-use super::model::{UpgradeRule, WebSocket};
+use super::model::{HttpUpstream, Sticky, UpgradeRule, WebSocket};
 use super::reading::Reading;
 use super::site::Placed;
 use super::tree::Place;
@@ -44,6 +44,24 @@ fn same_host(reading: &Reading<'_>, first: &Placed, second: &Placed) {
             let message = format!("`{name}` belongs to [site.{}] and to [site.{}]", first.site.name, second.site.name);
             let help = format!("remove it from one of the two; the other is at {}", reading.describe(*other));
             reading.problem(*place, message, "", help);
+        }
+    }
+}
+
+/// Two lists with one cookie would take their clients from each other: a browser sends it to both.
+pub(super) fn cookies(reading: &Reading<'_>, lists: &[(&HttpUpstream, Place)]) {
+    let name = |upstream: &HttpUpstream| match &upstream.sticky {
+        Sticky::Cookie(cookie) => Some(cookie.name.clone()),
+        _ => None,
+    };
+    for (at, (second, place)) in lists.iter().enumerate() {
+        let Some(cookie) = name(second) else { continue };
+        let taken = |(first, _): &&(&HttpUpstream, Place)| name(first) == Some(cookie.clone()) && first.to != second.to;
+        if let Some((_, other)) = lists.iter().take(at).find(taken) {
+            let other = reading.describe(*other);
+            let help =
+                format!("give one of the two a `cookie` (`upstream_cookie`) of its own; the other is at {other}");
+            reading.problem(*place, format!("two lists of back ends have the cookie \"{cookie}\""), "", help);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! `[server]`, `[timeouts]`, `[limits]`, `[tls]`, `[log]`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::block::Block;
+use super::item::Item;
 use super::model::{AccessFormat, CertificateFiles, Level, Limits, Log, LogOutput, Server, Timeouts, Tls, TlsVersion};
 use super::{unbuilt, value};
 use crate::base::address::ListenAddress;
@@ -19,6 +21,7 @@ pub(super) fn section<'a>(root: &Block<'a>, key: &'static str) -> Block<'a> {
 
 pub(super) fn server(block: Block<'_>) -> Server {
     unbuilt::refuse(&block, "server");
+    let proxy_protocol = block.flag("proxy_protocol", false);
     let http = listeners(&block, "http", ListenAddress { ip: None, port: 80 });
     let https = listeners(&block, "https", ListenAddress { ip: None, port: 443 });
     for address in https.iter().filter(|address| address.port != 0 && http.contains(address)) {
@@ -55,12 +58,18 @@ pub(super) fn server(block: Block<'_>) -> Server {
                 None
             }
         }),
-        // Cloudflare overwrites this field, while it appends to X-Forwarded-For what the client claims.
-        None if trusted_proxies_written.iter().all(|name| name == "cloudflare") && !trusted_proxies.is_empty() => {
-            Some("cf-connecting-ip".to_owned())
-        }
+        // Cloudflare replaces this field, while it appends to the client's own X-Forwarded-For, which is still read from
+        // other proxies.
+        None if trusted_proxies_written.iter().any(|name| name == "cloudflare") => Some("cf-connecting-ip".to_owned()),
         None => None,
     };
+    if proxy_protocol && trusted_proxies_written.is_empty() {
+        block.no_effect(
+            "proxy_protocol",
+            "nobody is in `trusted_proxies`, and a PROXY head is taken from them alone",
+            "add trusted_proxies = [\"10.0.0.0/8\"], with the addresses of the proxies",
+        );
+    }
     let server = Server {
         http,
         https,
@@ -71,6 +80,8 @@ pub(super) fn server(block: Block<'_>) -> Server {
         client_ip_header: client_ip_header.unwrap_or_else(|| "x-forwarded-for".to_owned()),
         workers: block.integer("workers", 0, 0..=1024),
         pid_file: block.path("pid_file"),
+        proxy_protocol,
+        resolvers: block.list("resolvers", resolver).unwrap_or_default(),
         max_connections: block.integer("max_connections", 0, 0..=10_000_000),
         max_connections_per_ip: block.integer("max_connections_per_ip", 0, 0..=10_000_000),
         shutdown_grace: block.duration("shutdown_grace", Duration::from_secs(30)),
@@ -78,6 +89,16 @@ pub(super) fn server(block: Block<'_>) -> Server {
     };
     block.finish();
     server
+}
+
+/// A name server: `"10.0.0.2"`, `"127.0.0.1:5353"`.
+fn resolver(item: &Item<'_>, text: &str) -> Option<SocketAddr> {
+    let address = text.parse::<SocketAddr>().ok().or_else(|| Some(SocketAddr::new(text.parse().ok()?, 53)));
+    if address.is_none() {
+        let help = "write \"10.0.0.2\", \"[2001:db8::53]:53\" or \"127.0.0.1:5353\"";
+        item.problem(format!("\"{text}\" is not the address of a name server"), help);
+    }
+    address
 }
 
 fn listeners(block: &Block<'_>, key: &'static str, default: ListenAddress) -> Vec<ListenAddress> {

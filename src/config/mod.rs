@@ -10,14 +10,18 @@
 
 use std::path::Path;
 
+mod access;
 mod acme;
+mod back_end;
 mod block;
 mod certified;
 mod check;
 mod directory;
 mod general;
+mod health;
 mod include;
 mod item;
+mod limit;
 pub mod model;
 pub mod problem;
 mod reading;
@@ -30,14 +34,17 @@ mod try_files;
 mod unbuilt;
 mod upstream;
 mod value;
+mod websocket;
 mod words;
 
 pub use include::{files, include_patterns, load};
 pub use model::*;
 pub use problem::{Problem, Problems};
 pub use show::show;
+pub use value::cloudflare;
 
 use block::Block;
+use item::Item;
 use reading::{Lookup, Reading, Source};
 use tree::{Place, Value};
 
@@ -92,7 +99,25 @@ fn assemble(
     let acme = acme::acme(general::section(&root, "acme"));
     let log = general::log(general::section(&root, "log"));
 
-    let inherited = site::Inherited { server: &server, timeouts: &timeouts, limits: &limits, tls: &tls, acme: &acme };
+    let mut limit_names = Vec::new();
+    let mut rate_limits = Vec::new();
+    if let Some(block) = root.take("limit").and_then(|item| item.table("[limit]")) {
+        for entry in block.entries() {
+            let name = format!("[limit.{}]", entry.key);
+            let item = Item { reading: &reading, key: "limit", key_at: entry.key_at, node: &entry.node };
+            limit_names.push(entry.key.as_str());
+            rate_limits.extend(item.table(&name).and_then(|block| limit::limit(block, &entry.key)));
+        }
+    }
+
+    let inherited = site::Inherited {
+        limit_names: &limit_names,
+        server: &server,
+        timeouts: &timeouts,
+        limits: &limits,
+        tls: &tls,
+        acme: &acme,
+    };
     let mut sites = Vec::new();
     match root.take("site") {
         Some(item) => {
@@ -126,5 +151,16 @@ fn assemble(
     let files = reading.files();
     let sites = sites.into_iter().map(|placed| placed.site).collect();
     reading.finish()?;
-    Ok(Config { server, timeouts, limits, tls, acme: acme.acme, log, sites, folder: folder.to_owned(), files })
+    Ok(Config {
+        server,
+        timeouts,
+        limits,
+        rate_limits,
+        tls,
+        acme: acme.acme,
+        log,
+        sites,
+        folder: folder.to_owned(),
+        files,
+    })
 }

@@ -1,11 +1,12 @@
 //! `[[site.x.route]]` and `[[site.x.redirect]]`.
 
+use super::back_end::back_ends;
 use super::block::Block;
 use super::item::Item;
 use super::model::{Action, Matcher, Redirect, Route};
 use super::tree::Value;
-use super::upstream::{Shared, back_ends, php};
-use super::value;
+use super::upstream::{Shared, php};
+use super::{access, value};
 use crate::base::pattern::PathPattern;
 
 /// The keys of which a route has exactly one.
@@ -17,16 +18,11 @@ const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 pub(super) fn route(block: Block<'_>, shared: &Shared, site_has_root: bool) -> Option<Route> {
     let matcher = matcher(&block);
     let methods = block.list("methods", method).unwrap_or_default();
-    let allow = block.take("allow").and_then(|item| {
-        let (networks, written) = value::networks(&item)?;
-        if written.is_empty() && item.node.value_is_empty_list() {
-            item.problem("`allow` is empty: nobody would pass", "name ranges, such as [\"10.0.0.0/8\"], or remove it");
-        }
-        Some(networks)
-    });
+    let allow = access::allow(&block);
+    let deny = access::deny(&block);
     let deny_status = value::status(&block, "deny_status", 403, 400..=599);
-    if !block.has("allow") {
-        block.no_effect("deny_status", "the route has no `allow`", "add `allow`, or remove it");
+    if !block.has("allow") && !block.has("deny") {
+        block.no_effect("deny_status", "the route has no `allow`", "add `allow` or `deny`, or remove it");
     }
     let action = action(&block, shared, matcher.as_ref());
     if block.has("php") && !site_has_root {
@@ -54,12 +50,17 @@ pub(super) fn route(block: Block<'_>, shared: &Shared, site_has_root: bool) -> O
         .take("cache_control")
         .and_then(|item| value::field_value(block.reading, &item))
         .filter(|text| !text.is_empty());
+    let basic_auth = access::basic_auth(&block);
+    let limit = block.text("limit").map(str::to_owned);
     block.finish();
     Some(Route {
         matcher: matcher?,
         methods,
         allow,
+        deny,
         deny_status,
+        basic_auth,
+        limit,
         action: action?,
         strip_prefix,
         replace_prefix,

@@ -1,15 +1,16 @@
 //! [`Config`] → TOML: the configuration in force, defaults filled, secrets masked.
 
 mod acme;
+mod rules;
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 use std::path::Path;
 
 use super::model::{
-    AccessFormat, Action, Api, Application, Balance, Certificate, Config, HeaderEdits, HostField, HttpUpstream, Level,
-    Limits, Log, LogOutput, Matcher, Php, Plain, Preset, Redirect, Route, Scripts, Server, Site, Sticky, Timeouts, Tls,
-    TlsVersion, TryFile, UpgradeRule, WebSocket,
+    AccessFormat, Action, Api, Application, BasicAuth, Certificate, Config, HeaderEdits, HostField, Level, Limits, Log,
+    LogOutput, Matcher, Plain, Preset, Redirect, Route, Server, Site, Timeouts, Tls, TlsVersion, TryFile, UpgradeRule,
+    WebSocket,
 };
 use crate::base::units::{format_duration, format_size};
 
@@ -29,6 +30,9 @@ pub fn show(config: &Config) -> String {
     tls(&mut out, &config.tls);
     acme::show(&mut out, &config.acme);
     log(&mut out, &config.log);
+    for one in &config.rate_limits {
+        rules::limit(&mut out, one);
+    }
     for one in &config.sites {
         site(&mut out, one);
     }
@@ -52,6 +56,8 @@ fn server(out: &mut String, server: &Server) {
     key(out, "protocols", list(protocols.iter().filter(|(on, _)| *on).map(|(_, name)| name)));
     key(out, "trusted_proxies", list(&server.trusted_proxies_written));
     key(out, "client_ip_header", text(&server.client_ip_header));
+    key(out, "proxy_protocol", server.proxy_protocol);
+    key(out, "resolvers", list(&server.resolvers));
     key(out, "workers", server.workers);
     key(out, "pid_file", path(server.pid_file.as_deref()));
     key(out, "max_connections", server.max_connections);
@@ -163,6 +169,11 @@ fn site(out: &mut String, site: &Site) {
     key(out, "log", format!("{{ {}skip_paths = {} }}", access.unwrap_or_default(), list(&site.skip_paths)));
     let accel = site.accel.iter().map(|(prefix, folder)| format!("{} = {}", text(prefix), path(Some(folder))));
     key(out, "accel", inline(accel));
+    rules::access(out, &site.access);
+    key(out, "limit", text(site.limit.as_deref().unwrap_or_default()));
+    let pages = site.error_pages.iter().map(|(statuses, page)| format!("{statuses} = {}", text(format!("/{page}"))));
+    key(out, "error_pages", inline(pages));
+    key(out, "forwarded", site.forwarded);
     for one in &site.websockets {
         websocket(out, &name, one);
     }
@@ -180,10 +191,10 @@ fn ways_out(out: &mut String, site: &Site) {
         _ => None,
     };
     match &site.application {
-        Some(Application::Php(one)) => key(out, "php", php(one)),
+        Some(Application::Php(one)) => key(out, "php", rules::php(one)),
         Some(Application::Http(upstream)) => {
-            key(out, "upstream", list(&upstream.to));
-            balance(out, "upstream_", upstream);
+            key(out, "upstream", rules::back_ends(&upstream.to));
+            rules::balance(out, "upstream_", upstream);
         }
         None => {}
     }
@@ -214,45 +225,6 @@ fn ways_out(out: &mut String, site: &Site) {
     key(out, "host", text(host));
 }
 
-fn balance(out: &mut String, prefix: &str, upstream: &HttpUpstream) {
-    let balance = match upstream.balance {
-        Balance::LeastConn => "least_conn",
-        Balance::RoundRobin => "round_robin",
-        Balance::IpHash => "ip_hash",
-        Balance::Random => "random",
-    };
-    key(out, &format!("{prefix}balance"), text(balance));
-    let sticky = match &upstream.sticky {
-        Sticky::Off => "off",
-        Sticky::Cookie(_) => "cookie",
-        Sticky::Ip => "ip",
-    };
-    key(out, &format!("{prefix}sticky"), text(sticky));
-    if let Sticky::Cookie(name) = &upstream.sticky {
-        key(out, &format!("{prefix}cookie"), text(name));
-    }
-}
-
-fn php(php: &Php) -> String {
-    let scripts = match &php.scripts {
-        Scripts::Index => text("index"),
-        Scripts::All => text("all"),
-        Scripts::Only(names) => list(names),
-    };
-    inline(
-        [
-            format!("to = {}", list(&php.to)),
-            format!("scripts = {scripts}"),
-            format!("resolve_symlinks = {}", php.resolve_symlinks),
-            format!("params = {}", masked(&php.params)),
-            format!("index = {}", text(&php.index)),
-            format!("read_timeout = {}", text(format_duration(php.read_timeout))),
-            format!("keep_alive = {}", php.keep_alive),
-        ]
-        .into_iter(),
-    )
-}
-
 fn step(step: &TryFile) -> String {
     match step {
         TryFile::Path => "{path}".to_owned(),
@@ -277,7 +249,7 @@ fn websocket(out: &mut String, site: &str, websocket: &WebSocket) {
         Preset::None => "none",
     };
     key(out, "preset", text(preset));
-    key(out, "to", list(&websocket.upstream.to));
+    key(out, "to", rules::back_ends(&websocket.upstream.to));
     key(out, "paths", list(&websocket.paths));
     let upgrade = match websocket.upgrade {
         UpgradeRule::Optional => "optional",
@@ -292,7 +264,7 @@ fn websocket(out: &mut String, site: &str, websocket: &WebSocket) {
             Api::Only(networks) => key(out, "api", list(&networks.0)),
         }
     }
-    balance(out, "", &websocket.upstream);
+    rules::balance(out, "", &websocket.upstream);
     key(out, "idle_timeout", text(format_duration(websocket.idle_timeout)));
     key(out, "ping_interval", text(websocket.ping_interval.map(format_duration).unwrap_or_default()));
     key(out, "max_message", text(format_size(websocket.max_message.unwrap_or(0))));
@@ -301,6 +273,7 @@ fn websocket(out: &mut String, site: &str, websocket: &WebSocket) {
     key(out, "max_connections_per_ip", websocket.max_connections_per_ip);
     key(out, "origins", list(&websocket.origins));
     key(out, "http2", websocket.http2);
+    key(out, "limit", text(websocket.limit.as_deref().unwrap_or_default()));
 }
 
 fn route(out: &mut String, site: &str, route: &Route) {
@@ -312,14 +285,23 @@ fn route(out: &mut String, site: &str, route: &Route) {
     key(out, "methods", list(&route.methods));
     if let Some(allow) = &route.allow {
         key(out, "allow", list(&allow.0));
+    }
+    key(out, "deny", list(&route.deny.0));
+    if route.allow.is_some() || !route.deny.is_empty() {
         key(out, "deny_status", route.deny_status);
     }
+    match &route.basic_auth {
+        BasicAuth::Site => {}
+        BasicAuth::Off => key(out, "basic_auth", text("off")),
+        BasicAuth::File(file) => key(out, "basic_auth", path(Some(file))),
+    }
+    key(out, "limit", text(route.limit.as_deref().unwrap_or_default()));
     match &route.action {
         Action::Http(upstream) => {
-            key(out, "upstream", list(&upstream.to));
+            key(out, "upstream", rules::back_ends(&upstream.to));
             key(out, "read_timeout", text(format_duration(upstream.read_timeout)));
         }
-        Action::Php(one) => key(out, "php", php(one)),
+        Action::Php(one) => key(out, "php", rules::php(one)),
         Action::Root(folder) => key(out, "root", path(Some(folder))),
         Action::Alias(folder) => key(out, "alias", path(Some(folder))),
         Action::Redirect { to, status } => key(out, "redirect", format!("{{ to = {}, status = {status} }}", text(to))),

@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
+use super::back_end::{Keys, back_ends, balance};
 use super::block::Block;
 use super::item::Item;
 use super::model::{Application, Certificate, HeaderEdits, Limits, LogOutput, Server, Site, Timeouts, Tls};
 use super::transport::{listen, listeners, transport};
 use super::tree::Place;
 use super::try_files::try_files;
-use super::upstream::{Shared, back_ends, balance, php, websocket};
-use super::{acme, certified, check, route, unbuilt, value};
+use super::upstream::{Shared, php};
+use super::websocket::websocket;
+use super::{access, acme, certified, check, limit, route, value};
 use crate::base::address::ListenAddress;
 use crate::base::host::{Host, HostPattern};
 use crate::base::pattern::PathPattern;
@@ -17,6 +19,8 @@ use crate::base::pattern::PathPattern;
 /// What a site inherits.
 pub(super) struct Inherited<'a> {
     pub server: &'a Server,
+    /// The names of all `[limit.*]`.
+    pub limit_names: &'a [&'a str],
     pub timeouts: &'a Timeouts,
     pub limits: &'a Limits,
     pub tls: &'a Tls,
@@ -35,7 +39,6 @@ pub(super) struct Placed {
 }
 
 pub(super) fn site(block: Block<'_>, name: &str, inherited: &Inherited<'_>) -> Placed {
-    unbuilt::refuse(&block, "site");
     check_name(&block, name);
     let (hosts, aliases, names) = hosts(&block);
     let default = block.flag("default", false);
@@ -51,11 +54,25 @@ pub(super) fn site(block: Block<'_>, name: &str, inherited: &Inherited<'_>) -> P
     let index = index(&block, application.as_ref());
     let try_files = try_files(&block, has_root, application.as_ref());
     let sockets = block.tables("websocket");
+    let limits = sockets.iter().map(|block| block.place("limit")).collect();
     let places: Vec<Place> = sockets.iter().map(|block| block.at).collect();
     let websockets: Vec<_> = sockets.into_iter().map(|block| websocket(block, &shared)).collect();
     check::websockets(block.reading, &places, &websockets);
-    let routes: Vec<_> =
-        block.tables("route").into_iter().filter_map(|block| route::route(block, &shared, has_root)).collect();
+    let own = match &application {
+        Some(Application::Http(upstream)) => Some((upstream, block.place("upstream"))),
+        _ => None,
+    };
+    let sockets = websockets.iter().zip(&places).map(|(socket, place)| (&socket.upstream, *place));
+    check::cookies(block.reading, &own.into_iter().chain(sockets).collect::<Vec<_>>());
+    let mut limits = limit::Places { sockets: limits, routes: Vec::new() };
+    let mut routes = Vec::new();
+    for block in block.tables("route") {
+        let place = block.place("limit");
+        if let Some(route) = route::route(block, &shared, has_root) {
+            routes.push(route);
+            limits.routes.push(place);
+        }
+    }
     let redirects: Vec<_> = block.tables("redirect").into_iter().filter_map(route::redirect).collect();
     without_back_end(&block);
 
@@ -91,11 +108,16 @@ pub(super) fn site(block: Block<'_>, name: &str, inherited: &Inherited<'_>) -> P
         access_log,
         skip_paths,
         accel: accel(&block),
+        limit: block.text("limit").map(str::to_owned),
+        access: access::of_site(&block),
+        error_pages: access::error_pages(&block),
+        forwarded: block.flag("forwarded", false),
         websockets,
         routes,
         redirects,
     };
     required(&block, &site);
+    limit::check(&block, &site, &limits, inherited.limit_names);
     if site.certificate == Certificate::Acme {
         certified::check(&block, site.default, &names, inherited.acme);
     }
@@ -203,14 +225,14 @@ fn application(block: &Block<'_>, shared: &Shared, has_root: bool) -> Option<App
         return php(&item, shared.read_timeout).map(Application::Php);
     }
     let mut upstream = shared.upstream(back_ends(&upstream?)?);
-    balance(block, ["upstream_balance", "upstream_sticky", "upstream_cookie"], false, &mut upstream);
+    balance(block, &Keys::SITE, false, &mut upstream);
     Some(Application::Http(upstream))
 }
 
 /// Keys about HTTP back ends where there is none.
 fn without_back_end(block: &Block<'_>) {
     if !block.has("upstream") {
-        for key in ["upstream_balance", "upstream_sticky", "upstream_cookie"] {
+        for key in Keys::SITE.all() {
             if let Some(item) = block.take(key) {
                 block.no_effect(item.key, "the site has no `upstream`", "add `upstream`, or remove it");
             }

@@ -1,4 +1,4 @@
-//! What stands behind a site: `php`, HTTP back ends, `[site.x.websocket]`.
+//! What stands behind a site: `php`, and what its HTTP back ends have in common.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,14 +6,11 @@ use std::time::Duration;
 use super::block::Block;
 use super::general::certificate;
 use super::item::Item;
-use super::model::{
-    Api, Balance, HostField, HttpUpstream, Php, Preset, Scripts, Sticky, UpgradeRule, UpstreamTls, WebSocket,
-};
+use super::model::{BackEnd, Balance, Health, HostField, HttpUpstream, Php, Scripts, Sticky, UpstreamTls};
 use super::tree::{Entry, Value};
-use super::{unbuilt, value};
-use crate::base::address::{Endpoint, HttpBackEnd, InvalidAddress, parse_fastcgi};
+use super::value;
+use crate::base::address::{Endpoint, InvalidAddress, parse_fastcgi};
 use crate::base::host::Authority;
-use crate::base::pattern::PathPattern;
 
 /// What all HTTP back ends of a site share.
 pub(super) struct Shared {
@@ -29,12 +26,15 @@ impl Shared {
     }
 
     /// These back ends, one for all and without stickiness.
-    pub fn upstream(&self, to: Vec<HttpBackEnd>) -> HttpUpstream {
+    pub fn upstream(&self, to: Vec<BackEnd>) -> HttpUpstream {
         HttpUpstream {
             to,
             tls: self.tls.clone(),
             balance: Balance::LeastConn,
             sticky: Sticky::Off,
+            slow_start: Duration::ZERO,
+            health: Health::default(),
+            proxy_protocol: None,
             host: self.host.clone(),
             read_timeout: self.read_timeout,
         }
@@ -89,84 +89,6 @@ fn host(site: &Block<'_>) -> HostField {
     }
 }
 
-/// HTTP back ends: one string, or a list of them.
-pub(super) fn back_ends(item: &Item<'_>) -> Option<Vec<HttpBackEnd>> {
-    let mut back_ends: Vec<HttpBackEnd> = Vec::new();
-    for item in item.one_or_many()? {
-        let Some(text) = item.element() else { continue };
-        match HttpBackEnd::parse(text) {
-            Ok(back_end) if back_ends.contains(&back_end) => {
-                item.problem(format!("{back_end} is in `{}` twice", item.key), "keep one")
-            }
-            Ok(back_end) => back_ends.push(back_end),
-            Err(why) => item.problem(format!("\"{text}\": {why}"), &mend_back_end(text, why)),
-        }
-    }
-    // With a bad one among them the list is still not empty to those who check what a site has.
-    Some(back_ends)
-}
-
-fn mend_back_end(text: &str, why: InvalidAddress) -> String {
-    match why {
-        InvalidAddress::Scheme if text.starts_with('/') => format!("write \"unix:{text}\""),
-        InvalidAddress::Scheme => match text.split_once("://") {
-            Some(("ws", rest)) => format!("write \"http://{rest}\": a socket begins as an HTTP request"),
-            Some(("wss", rest)) => format!("write \"https://{rest}\": a socket begins as an HTTP request"),
-            Some(_) => String::new(),
-            None => format!("write \"http://{text}\""),
-        },
-        _ => String::new(),
-    }
-}
-
-/// `…balance`, `…sticky` and `…cookie` of `upstream`, which is of a site or a websocket block.
-pub(super) fn balance(block: &Block<'_>, keys: [&'static str; 3], cookie_for_lists: bool, upstream: &mut HttpUpstream) {
-    let [balance, sticky, cookie] = keys;
-    let balances = [
-        ("least_conn", Balance::LeastConn),
-        ("round_robin", Balance::RoundRobin),
-        ("ip_hash", Balance::IpHash),
-        ("random", Balance::Random),
-    ];
-    upstream.balance = block.one_of(balance, Balance::LeastConn, &balances);
-    let name = block.take(cookie).and_then(|item| cookie_name(&item)).unwrap_or_else(|| "doorward_node".to_owned());
-    let many = upstream.to.len() > 1;
-    let written = block.take(sticky).and_then(|item| {
-        if item.node.value_is("sid") {
-            item.problem(
-                format!("`{sticky} = \"sid\"` is not built yet: the session id of Socket.IO is not followed"),
-                "write \"cookie\", or \"ip\" where clients refuse cookies",
-            );
-            return None;
-        }
-        item.one_of(&[("cookie", Sticky::Cookie(name.clone())), ("ip", Sticky::Ip), ("off", Sticky::Off)])
-    });
-    upstream.sticky = match written {
-        Some(sticky) => sticky,
-        None if cookie_for_lists && many => Sticky::Cookie(name),
-        None => Sticky::Off,
-    };
-    let idle = !matches!(upstream.sticky, Sticky::Cookie(_));
-    // A single back end may keep its cookie's name for the day when it is a list again.
-    if idle && (many || block.has(sticky)) {
-        block.no_effect(
-            cookie,
-            &format!("`{sticky}` is not \"cookie\""),
-            &format!("write {sticky} = \"cookie\", or remove it"),
-        );
-    }
-}
-
-fn cookie_name(item: &Item<'_>) -> Option<String> {
-    let text = item.text()?;
-    // RFC 6265, section 4.1.1: a cookie's name is a token.
-    if ::http::Method::from_bytes(text.as_bytes()).is_err() {
-        item.problem(format!("\"{text}\" is not a name for a cookie"), "use letters, digits, '-' and '_'");
-        return None;
-    }
-    Some(text.to_owned())
-}
-
 /// `php`: a string, a list, or a table.
 pub(super) fn php(item: &Item<'_>, read_timeout: Duration) -> Option<Php> {
     let mut php = Php {
@@ -177,13 +99,16 @@ pub(super) fn php(item: &Item<'_>, read_timeout: Duration) -> Option<Php> {
         index: "index.php".to_owned(),
         read_timeout,
         keep_alive: 0,
+        children: 0,
+        queue: 0,
+        queue_timeout: Duration::from_secs(10),
+        restart_window: Duration::from_secs(10),
     };
     if !matches!(item.node.value, Value::Table(_)) {
         php.to = pools(item)?;
         return Some(php);
     }
     let block = item.table("`php`")?;
-    unbuilt::refuse(&block, "php");
     match block.take("to") {
         Some(item) => php.to = pools(&item).unwrap_or_default(),
         None => block.reading.missing(
@@ -205,6 +130,10 @@ pub(super) fn php(item: &Item<'_>, read_timeout: Duration) -> Option<Php> {
     }
     php.read_timeout = block.wait("read_timeout", read_timeout);
     php.keep_alive = block.integer("keep_alive", 0, 0..=1024);
+    php.children = block.integer("children", 0, 0..=100_000);
+    php.queue = block.integer("queue", 0, 0..=1_000_000);
+    php.queue_timeout = block.wait("queue_timeout", php.queue_timeout);
+    php.restart_window = block.duration("restart_window", php.restart_window);
     block.finish();
     Some(php)
 }
@@ -251,93 +180,4 @@ fn params(item: &Item<'_>) -> BTreeMap<String, String> {
         }
     }
     params
-}
-
-/// One `[site.x.websocket]`.
-pub(super) fn websocket(block: Block<'_>, shared: &Shared) -> WebSocket {
-    unbuilt::refuse(&block, "websocket");
-    let presets =
-        [("socket.io", Preset::SocketIo), ("pusher", Preset::Pusher), ("any", Preset::Any), ("none", Preset::None)];
-    let read = block.take("preset").map(|item| item.one_of(&presets));
-    let preset = read.flatten().unwrap_or(Preset::None);
-    // A preset that is not known, or paths that are no list, are told already.
-    let understood = read != Some(None) && !block.has("paths");
-    let (paths, upgrade): (&[&str], UpgradeRule) = match preset {
-        Preset::SocketIo => (&["/socket.io"], UpgradeRule::Optional),
-        Preset::Pusher => (&["/app"], UpgradeRule::Optional),
-        Preset::Any => (&[], UpgradeRule::Any),
-        Preset::None => (&[], UpgradeRule::Optional),
-    };
-    let paths = value::patterns(&block, "paths")
-        .unwrap_or_else(|| paths.iter().map(|path| PathPattern::Below((*path).to_owned())).collect());
-    let upgrades =
-        [("optional", UpgradeRule::Optional), ("required", UpgradeRule::Required), ("any", UpgradeRule::Any)];
-    let upgrade = block.one_of("upgrade", upgrade, &upgrades);
-    let nothing = block.take("paths").is_some_and(|item| item.node.value_is_empty_list());
-    if paths.is_empty() && upgrade != UpgradeRule::Any && (understood || nothing) {
-        let help = "add preset = \"socket.io\", \"pusher\" or \"any\", or paths = [\"/ws\"]";
-        block.reading.missing(block.at, format!("{} does not say which paths are its own", block.name), help);
-    }
-    let api = match block.take("api") {
-        Some(item) if preset != Preset::Pusher => {
-            let message = "`api` has no effect: only preset = \"pusher\" has a publishing API";
-            item.reading.problem(item.key_at, message, "", "remove it");
-            Api::Closed
-        }
-        Some(item) => api(&item),
-        None => Api::Closed,
-    };
-    let to = match block.take("to") {
-        Some(item) => back_ends(&item),
-        None => {
-            let help = "add to = \"http://127.0.0.1:3444\", where the socket server listens";
-            block.reading.missing(block.at, format!("{} has no `to`", block.name), help);
-            None
-        }
-    };
-    let mut upstream = shared.upstream(to.unwrap_or_default());
-    balance(&block, ["balance", "sticky", "cookie"], preset == Preset::SocketIo, &mut upstream);
-    let websocket = WebSocket {
-        preset,
-        upstream,
-        paths,
-        upgrade,
-        api,
-        idle_timeout: block.wait("idle_timeout", Duration::from_secs(3600)),
-        max_message: block.size_or_none("max_message", None),
-        message_rate: block.take("message_rate").and_then(|item| value::rate(&item)),
-        ping_interval: ping_interval(&block),
-        max_connections: block.integer("max_connections", 0, 0..=10_000_000),
-        max_connections_per_ip: block.integer("max_connections_per_ip", 0, 0..=10_000_000),
-        origins: block.list("origins", value::origin).unwrap_or_default(),
-        http2: block.flag("http2", true),
-    };
-    block.finish();
-    websocket
-}
-
-/// Asking more often than ten times a second would be a load of its own.
-fn ping_interval(block: &Block<'_>) -> Option<Duration> {
-    let interval = block.optional_duration("ping_interval").filter(|interval| !interval.is_zero())?;
-    if interval < Duration::from_millis(100) {
-        let message = "`ping_interval` must be 100ms or longer".to_owned();
-        block.reading.problem(block.place("ping_interval"), message, "", "write \"30s\", or \"\" for no pings");
-        return None;
-    }
-    Some(interval)
-}
-
-fn api(item: &Item<'_>) -> Api {
-    match &item.node.value {
-        Value::Flag(false) => Api::Closed,
-        Value::Flag(true) => Api::Open,
-        Value::List(_) => value::networks(item).map_or(Api::Closed, |(networks, _)| Api::Only(networks)),
-        _ => {
-            item.wrong(
-                "true, false or a list of ranges",
-                "write api = [\"127.0.0.0/8\"] for publishers on this machine",
-            );
-            Api::Closed
-        }
-    }
 }

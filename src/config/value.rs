@@ -20,12 +20,17 @@ use crate::base::rate::Rate;
 /// Cloudflare's published ranges; the file says how to refresh them.
 const CLOUDFLARE: &str = include_str!("cloudflare.txt");
 
+/// The ranges behind the name `cloudflare`.
+pub fn cloudflare() -> Networks {
+    Networks(CLOUDFLARE.lines().filter_map(parse_network).collect())
+}
+
 /// A list of ranges, and how it was written. Names stand for several ranges.
 pub(super) fn networks(item: &Item<'_>) -> Option<(Networks, Vec<String>)> {
     let read: Vec<(Vec<IpNet>, String)> = item.list(|item, text| {
         let ranges: Vec<IpNet> = match text {
             "private" => private_networks().collect(),
-            "cloudflare" => CLOUDFLARE.lines().filter_map(parse_network).collect(),
+            "cloudflare" => cloudflare().0,
             _ => parse_network(text).into_iter().collect(),
         };
         if ranges.is_empty() {
@@ -285,9 +290,16 @@ mod tests {
 
     #[test]
     fn every_line_of_the_cloudflare_list_is_a_comment_or_a_range() {
-        let (comments, ranges): (Vec<&str>, Vec<&str>) = CLOUDFLARE.lines().partition(|line| line.starts_with('#'));
-        assert_eq!(comments.len(), 3);
-        assert_eq!(ranges.len(), 22);
-        assert!(ranges.iter().all(|line| parse_network(line).is_some()));
+        let (comments, lines): (Vec<&str>, Vec<&str>) = CLOUDFLARE.lines().partition(|line| line.starts_with('#'));
+        let date = comments[0].split_once("as of ").unwrap().1.get(..10).unwrap();
+        assert!(date.split('-').map(str::len).eq([4, 2, 2]), "{date}");
+        let ranges: Vec<IpNet> = lines.iter().map(|line| parse_network(line).expect(line)).collect();
+        let private = Networks(private_networks().collect());
+        for range in &ranges {
+            assert!(!private.contains(range.network()) && range.prefix_len() >= 8, "{range}");
+            assert!(ranges.iter().all(|other| other == range || !other.contains(range)), "{range} is there twice");
+        }
+        assert!(ranges.iter().any(|range| range.addr().is_ipv4()) && ranges.iter().any(|range| range.addr().is_ipv6()));
+        assert!(cloudflare().contains("104.16.0.1".parse().unwrap()));
     }
 }

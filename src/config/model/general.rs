@@ -1,5 +1,6 @@
 //! The tables beside the sites: `[server]`, `[timeouts]`, `[limits]`, `[tls]`, `[log]`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ pub struct Server {
     pub client_ip_header: String,
     /// Worker threads; 0 is one per core.
     pub workers: usize,
+    /// Whether connections of trusted proxies begin with a PROXY head.
+    pub proxy_protocol: bool,
+    /// The name servers that are asked for back ends; empty is the system's own.
+    pub resolvers: Vec<SocketAddr>,
     /// Where the process id is written.
     pub pid_file: Option<PathBuf>,
     /// Client connections at once; 0 is what the open-file limit allows.

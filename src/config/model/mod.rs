@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 mod acme;
 mod general;
+mod limit;
 mod route;
 mod site;
 mod upstream;
@@ -11,6 +12,7 @@ mod websocket;
 
 pub use acme::*;
 pub use general::*;
+pub use limit::*;
 pub use route::*;
 pub use site::*;
 pub use upstream::*;
@@ -25,6 +27,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// `[limits]`
     pub limits: Limits,
+    /// `[limit.*]`, in file order.
+    pub rate_limits: Vec<RateLimit>,
     /// `[tls]`
     pub tls: Tls,
     /// `[acme]`

@@ -15,8 +15,14 @@ pub struct Route {
     pub methods: Vec<String>,
     /// Who may; `None` is everybody.
     pub allow: Option<Networks>,
-    /// What the others get.
+    /// Who may not, whatever `allow` says.
+    pub deny: Networks,
+    /// What those get who may not.
     pub deny_status: u16,
+    /// Who is asked for a password.
+    pub basic_auth: BasicAuth,
+    /// The `[limit.*]` that requests are held to, beside the site's.
+    pub limit: Option<String>,
     /// What it does.
     pub action: Action,
     /// The front of the path that the destination does not see.
@@ -25,6 +31,17 @@ pub struct Route {
     pub replace_prefix: Option<String>,
     /// `Cache-Control` of its answers.
     pub cache_control: Option<String>,
+}
+
+/// Who is asked for a password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BasicAuth {
+    /// As the site says.
+    Site,
+    /// Nobody.
+    Off,
+    /// Everybody, with the users of this htpasswd file.
+    File(PathBuf),
 }
 
 /// The path of a route.

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::general::{CertificateFiles, LogOutput};
 use super::route::{Redirect, Route};
-use super::upstream::{HttpUpstream, Php};
+use super::upstream::{HttpUpstream, Php, StatusRange};
 use super::websocket::WebSocket;
 use crate::base::address::ListenAddress;
 use crate::base::host::{Host, HostPattern};
+use crate::base::network::Networks;
 use crate::base::pattern::PathPattern;
 
 /// `[site.NAME]`
@@ -59,12 +60,31 @@ pub struct Site {
     pub skip_paths: Vec<PathPattern>,
     /// X-Accel-Redirect: path prefix → folder, longest prefix first.
     pub accel: Vec<(String, PathBuf)>,
+    /// The `[limit.*]` that its requests are held to.
+    pub limit: Option<String>,
+    /// Who may see it.
+    pub access: Access,
+    /// Pages in place of Doorward's own: file below the root, the narrowest first.
+    pub error_pages: Vec<(StatusRange, String)>,
+    /// Whether back ends get the Forwarded field of RFC 7239 as well.
+    pub forwarded: bool,
     /// `[site.x.websocket]`, one or several.
     pub websockets: Vec<WebSocket>,
     /// `[[site.x.route]]`, in file order.
     pub routes: Vec<Route>,
     /// `[[site.x.redirect]]`, in file order.
     pub redirects: Vec<Redirect>,
+}
+
+/// Who may see a site.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Only these; `None` is everybody.
+    pub allow: Option<Networks>,
+    /// Not these, whatever `allow` says.
+    pub deny: Networks,
+    /// The htpasswd file of those who may, and know their password.
+    pub basic_auth: Option<PathBuf>,
 }
 
 /// What the plain listeners do for a site.

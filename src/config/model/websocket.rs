@@ -37,6 +37,8 @@ pub struct WebSocket {
     pub origins: Vec<OriginPattern>,
     /// Whether sockets are taken over HTTP/2 as well (RFC 8441).
     pub http2: bool,
+    /// The `[limit.*]` that handshakes are held to.
+    pub limit: Option<String>,
 }
 
 /// What a socket server speaks.
