@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::net::RecvFlags;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
@@ -97,16 +97,29 @@ pub async fn connect(
     within: Duration,
     source: &Source,
 ) -> Result<BackEndStream, ConnectError> {
+    connect_with_head(endpoint, tls, within, source, &[]).await
+}
+
+/// The same; `head` goes before everything else, TLS included: a PROXY head, see [`proxy_head`](crate::base::proxy_head).
+pub async fn connect_with_head(
+    endpoint: &Endpoint,
+    tls: Option<&TlsTarget>,
+    within: Duration,
+    source: &Source,
+    head: &[u8],
+) -> Result<BackEndStream, ConnectError> {
     let deadline = Instant::now() + within;
     let connected = tokio::time::timeout_at(deadline, async {
         let (host, port) = match endpoint {
             Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(ConnectError::Socket)?;
+                let mut stream = UnixStream::connect(path).await.map_err(ConnectError::Socket)?;
+                stream.write_all(head).await.map_err(ConnectError::Socket)?;
                 return Ok(BackEndStream::Unix(stream));
             }
             Endpoint::Tcp(host, port) => (host, *port),
         };
-        let stream = connect_tcp(host, port, deadline, within, source).await?;
+        let mut stream = connect_tcp(host, port, deadline, within, source).await?;
+        stream.write_all(head).await.map_err(ConnectError::Socket)?;
         let Some(tls) = tls else { return Ok(BackEndStream::Tcp(stream)) };
         let connector = TlsConnector::from(Arc::clone(&tls.config));
         let stream = connector.connect(tls.name.clone(), stream).await.map_err(ConnectError::Tls)?;
@@ -127,8 +140,6 @@ pub(super) fn no_descriptor(told: String, error: ConnectError) -> Fault {
     Fault::new(Kind::Busy, format!("{told}: the open-file limit of {limit} is reached (LimitNOFILE)")).because(error)
 }
 
-/// Every address in turn. Each gets an equal share of the time that is left, so that one which swallows packets
-/// leaves some for the next.
 async fn connect_tcp(
     host: &str,
     port: u16,
@@ -136,34 +147,60 @@ async fn connect_tcp(
     within: Duration,
     source: &Source,
 ) -> Result<TcpStream, ConnectError> {
-    let addresses = resolve(host, port).await?;
-    let mut failure = ConnectError::NoAddress(host.to_owned());
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        let address = SocketAddr::new(ip, port);
+        return one_of(host, [address].into_iter(), deadline, within, source, |_, _| ()).await;
+    }
+    let unresolved = |source: io::Error| ConnectError::Resolve { host: host.to_owned(), source };
+    match source.name() {
+        Some(name) => {
+            let addresses = name.addresses().await.map_err(|told| unresolved(io::Error::other(&*told)))?;
+            let all = addresses.iter().map(|ip| SocketAddr::new(ip, port));
+            one_of(host, all, deadline, within, source, |address, ok| addresses.note(address.ip(), ok)).await
+        }
+        None => {
+            let all: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(unresolved)?.collect();
+            one_of(host, all.into_iter(), deadline, within, source, |_, _| ()).await
+        }
+    }
+}
+
+/// Every address in turn; what becomes of each is told to `note`. Each gets an equal share of the time that is left, so
+/// that one which swallows packets leaves some for the next.
+async fn one_of(
+    host: &str,
+    addresses: impl ExactSizeIterator<Item = SocketAddr>,
+    deadline: Instant,
+    within: Duration,
+    source: &Source,
+    note: impl Fn(SocketAddr, bool),
+) -> Result<TcpStream, ConnectError> {
+    let mut failure = None;
     let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
     for address in addresses {
         let share = deadline.saturating_duration_since(Instant::now()) / left.max(1);
         left = left.saturating_sub(1);
-        match tokio::time::timeout(share, source.connect(address)).await {
+        let error = match tokio::time::timeout(share, source.connect(address)).await {
             Ok(Ok(stream)) => {
+                note(address, true);
                 tune(&stream);
                 return Ok(stream);
             }
-            Ok(Err(source)) if source::is_used_up(&source) => failure = ConnectError::NoPort { peer: address, source },
-            Ok(Err(error)) => failure = ConnectError::Socket(error),
-            Err(_) => failure = ConnectError::Timeout(within),
+            // Ours, and no word about the address; nor is what another says about it.
+            Ok(Err(source)) if source::is_used_up(&source) => {
+                // Without IPv6 the system has no address for ::1, and says the same: what 127.0.0.1 said counts.
+                failure.get_or_insert(ConnectError::NoPort { peer: address, source });
+                continue;
+            }
+            Ok(Err(error)) => ConnectError::Socket(error),
+            Err(_) => ConnectError::Timeout(within),
+        };
+        note(address, false);
+        if !matches!(failure, Some(ConnectError::NoPort { .. })) {
+            failure = Some(error);
         }
     }
-    Err(failure)
-}
-
-async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
-    // The resolver costs a thread; an address needs none.
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    match tokio::net::lookup_host((host, port)).await {
-        Ok(addresses) => Ok(addresses.collect()),
-        Err(source) => Err(ConnectError::Resolve { host: host.to_owned(), source }),
-    }
+    Err(failure.unwrap_or_else(|| ConnectError::NoAddress(host.to_owned())))
 }
 
 /// Small writes go out at once, and a peer that vanished without a word is noticed within about a minute and a half.
@@ -184,6 +221,26 @@ impl BackEndStream {
         let mut byte = [0_u8; 1];
         let peeked = rustix::net::recv(self.fd(), &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
         matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+
+    /// The address at the other end; a unix socket has none.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        let stream = match self {
+            BackEndStream::Tcp(stream) => stream,
+            BackEndStream::Tls(stream) => stream.get_ref().0,
+            BackEndStream::Unix(_) => return None,
+        };
+        stream.peer_addr().ok().map(|address| address.ip())
+    }
+
+    /// Whether the back end has closed, or the connection has failed, and nothing is left to read. One system call.
+    pub fn has_ended(&self) -> bool {
+        let mut byte = [0_u8; 1];
+        match rustix::net::recv(self.fd(), &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, count)) => count == 0,
+            Err(rustix::io::Errno::AGAIN) => false,
+            Err(_) => true,
+        }
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -254,7 +311,7 @@ impl AsyncWrite for BackEndStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
     use tokio::net::{TcpListener, UnixListener};
 
     const SOON: Duration = Duration::from_secs(5);

@@ -13,6 +13,7 @@ pub mod fastcgi;
 pub mod files;
 pub mod http;
 pub mod php;
+pub mod resolve;
 pub mod source;
 pub mod spool;
 

@@ -1,12 +1,17 @@
-//! Where connections to a back end begin. A pair of addresses has about 28,000 ports between it, and a tunnel holds one
-//! for hours: towards a back end on this machine, further loopback addresses have as many again.
+//! The two ends of connections to a back end: which addresses they go to, and where they begin. A pair of addresses has
+//! about 28,000 ports between it, and a tunnel holds one for hours: towards a back end on this machine, further loopback
+//! addresses have as many again.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 use tokio::net::{TcpSocket, TcpStream};
+
+use crate::upstream::resolve::Name;
 
 /// Further sources: 127.0.0.2 and so on.
 const MORE: u8 = 15;
@@ -14,15 +19,30 @@ const MORE: u8 = 15;
 /// The addresses that connections to a back end on IPv4 loopback may begin at.
 pub const SOURCES: usize = MORE as usize + 1;
 
-/// The source of one back end that had a free port last. Shared by all workers, without a lock.
-#[derive(Debug, Default)]
-pub struct Source(AtomicU8);
+/// What the connections to one back end have in common. Shared by all workers, without a lock.
+#[derive(Default)]
+pub struct Source {
+    /// The one that had a free port last.
+    last: AtomicU8,
+    name: OnceLock<Arc<Name>>,
+}
 
 impl Source {
+    /// Has the resolver of the process look after the back end's `name`. Without it, the system is asked each time.
+    pub(super) fn set_name(&self, name: Arc<Name>) {
+        // A back end has one name, and the first is as good as the next.
+        let _ = self.name.set(name);
+    }
+
+    /// The name that was set.
+    pub(super) fn name(&self) -> Option<&Arc<Name>> {
+        self.name.get()
+    }
+
     /// Connects to `peer`, from another address when the ports towards it are used up.
     pub(super) async fn connect(&self, peer: SocketAddr) -> io::Result<TcpStream> {
         let more = if is_loopback(peer) { MORE } else { 0 };
-        let first = self.0.load(Ordering::Relaxed).min(more);
+        let first = self.last.load(Ordering::Relaxed).min(more);
         let mut at = first;
         loop {
             match connect_from(at, peer).await {
@@ -34,7 +54,7 @@ impl Source {
                 }
                 connected => {
                     if at != first {
-                        self.0.store(at, Ordering::Relaxed);
+                        self.last.store(at, Ordering::Relaxed);
                     }
                     return connected;
                 }
@@ -53,6 +73,12 @@ async fn connect_from(at: u8, peer: SocketAddr) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((Ipv4Addr::new(127, 0, 0, at.saturating_add(1)), 0).into())?;
     socket.connect(peer).await
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("last", &self.last).finish_non_exhaustive()
+    }
 }
 
 fn is_loopback(peer: SocketAddr) -> bool {

@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep};
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::hop;
-use crate::upstream::http::balance::Load;
+use crate::upstream::http::back_end::Load;
 use crate::upstream::http::exchange::Exchange;
 use crate::upstream::http::pool::{Connection, Pool};
 use crate::upstream::http::settings::Timeouts;
@@ -163,7 +163,7 @@ fn check_framing(parts: &mut response::Parts, head: bool) -> Result<(), Fault> {
 
 /// RFC 6455, section 4.1: what a client must check of a 101. It is done for clients that can do it themselves too: who
 /// answers otherwise is no WebSocket server. A client over HTTP/2 has nothing to check (RFC 8441, section 5).
-fn check_handshake(headers: &HeaderMap, key: Option<&HeaderValue>) -> Result<(), Fault> {
+pub(super) fn check_handshake(headers: &HeaderMap, key: Option<&HeaderValue>) -> Result<(), Fault> {
     let bad = |told: &'static str| Err(Fault::new(Kind::BadAnswer, told));
     let mut upgrades = headers.get_all(header::UPGRADE).iter();
     match (upgrades.next(), upgrades.next()) {

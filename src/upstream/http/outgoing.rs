@@ -61,7 +61,7 @@ impl Outgoing {
             frame(&mut headers, &method, body.length());
             Upload::new(body)
         };
-        let repeatable = exchange.is_none() && is_idempotent(&method) && !websocket;
+        let repeatable = exchange.is_none() && is_safe(&method);
         let mut request = Request::new(upload);
         *request.method_mut() = method;
         *request.uri_mut() = Uri::from(target);
@@ -83,18 +83,33 @@ impl Outgoing {
         self.request = Some(request);
     }
 
+    /// It has been sent, and is sent once more: whoever dies twice dies of the request.
+    pub(super) fn repeat(&mut self, copy: Request<Upload>) {
+        self.request = Some(copy);
+        self.repeatable = false;
+    }
+
+    /// A copy to send to another back end when one has answered that it is the wrong one. `None` with a body.
+    pub(super) fn spare(&self) -> Option<Request<Upload>> {
+        self.request.as_ref().filter(|_| self.exchange.is_none()).map(duplicate)
+    }
+
     /// A second copy, if the request may be sent twice: RFC 9110, section 9.2.2: "A proxy MUST NOT automatically retry
     /// non-idempotent requests."
     pub(super) fn copy(&self, request: &Request<Upload>) -> Option<Request<Upload>> {
         if !self.repeatable {
             return None;
         }
-        let mut copy = Request::new(Upload::none());
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        Some(copy)
+        Some(duplicate(request))
     }
+}
+
+fn duplicate(request: &Request<Upload>) -> Request<Upload> {
+    let mut copy = Request::new(Upload::none());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
 }
 
 /// Gives a handshake that came over HTTP/2, where there is none, a key of its own.
@@ -124,6 +139,8 @@ fn frame(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
     }
 }
 
-fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE)
+/// PUT and DELETE are idempotent by definition and not always in fact; these three ask for nothing to be changed. A
+/// WebSocket handshake is one of them.
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderValue, header};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -85,7 +87,7 @@ impl Pool {
     }
 
     pub(super) fn put(&self, key: &Arc<str>, mut connection: Connection) {
-        if connection.sender.is_closed() {
+        if connection.single || connection.sender.is_closed() {
             return;
         }
         connection.reused = true;
@@ -128,6 +130,8 @@ pub(super) struct Connection {
     task: AbortHandle,
     /// Whether it has served a request before.
     pub(super) reused: bool,
+    /// Whether it is for one request: it has begun with the name of that one's client.
+    pub(super) single: bool,
 }
 
 impl Connection {
@@ -162,18 +166,22 @@ impl Connection {
                 Err(error) => tracing::debug!(%error, "a connection to a back end ended"),
             }
         });
-        Ok(Connection { sender, link, task: task.abort_handle(), reused: false })
+        Ok(Connection { sender, link, task: task.abort_handle(), reused: false, single: false })
     }
 
     /// Sends `request`. Its exchange ends with [`Connection::rest`] or with the connection.
     pub(super) fn send(
         &mut self,
-        request: http::Request<Upload>,
+        mut request: http::Request<Upload>,
     ) -> impl Future<Output = Result<http::Response<Incoming>, TrySendError<http::Request<Upload>>>> + use<> {
         self.link.received.set(0);
         self.link.answered.set(false);
         self.link.resting.set(false);
         self.link.wrote.set(Instant::now());
+        let headers = request.headers_mut();
+        if self.single && !headers.contains_key(header::UPGRADE) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         self.sender.try_send_request(request)
     }
 
@@ -184,6 +192,11 @@ impl Connection {
 
     pub(super) fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// The address at the other end.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.link.stream.borrow().as_ref().and_then(BackEndStream::peer)
     }
 
     fn is_good(&self) -> bool {

@@ -1,4 +1,8 @@
-//! From a request to an answer: back end after back end, connection after connection, as far as a retry is safe.
+//! From a request to an answer: back end after back end, connection after connection, as far as a retry is safe. What
+//! was never written goes to the next back end, whatever it is. What was written is sent once more if it asks for nothing
+//! to be changed, has no body, and its connection ended before the first byte of an answer.
+
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
@@ -9,26 +13,51 @@ use crate::http::body::Body;
 use crate::http::request::UpstreamRequest;
 use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::http::answer::{self, Answered};
-use crate::upstream::http::balance::{BackEndState, Candidate};
+use crate::upstream::http::back_end::BackEndState;
+use crate::upstream::http::balance::Candidate;
 use crate::upstream::http::exchange::{self, Upload};
 use crate::upstream::http::outgoing::{self, Outgoing};
 use crate::upstream::http::pool::{Connection, Pool};
-use crate::upstream::http::{HttpUpstream, Target};
+use crate::upstream::http::session::Verdict;
+use crate::upstream::http::settings::Health;
+use crate::upstream::http::{HttpUpstream, Target, proxy};
 use crate::upstream::{Reply, ServedBy};
+
+/// Clients that were told to come back are not to come at once.
+const SOONEST: Duration = Duration::from_secs(1);
+
+/// What a try needs at least to tell anything about a back end.
+const LEAST_TRY: Duration = Duration::from_millis(10);
 
 /// Why one back end gave no answer.
 enum Miss {
     /// Nothing was written: another one may be asked.
     Unreached(Fault),
+    /// The connection died under a request that may be sent once more.
+    Died {
+        fault: Fault,
+        copy: Box<Request<Upload>>,
+        /// It had waited in the pool: a back end that is well may close it at any time.
+        reused: bool,
+    },
     /// It is over.
     Failed(Fault),
 }
 
-/// What is remembered of a request while it is under way.
-struct Asked {
+/// One request under way.
+struct Trip {
+    outgoing: Outgoing,
     head: bool,
     /// For `Sec-WebSocket-Accept`; `Some` for a handshake.
     websocket: Option<Option<HeaderValue>>,
+    /// What a connection begins with. One that begins with something is this request's alone.
+    proxy_head: Option<Vec<u8>>,
+    /// What is left of `timeouts.connect`.
+    patience: Duration,
+    /// Back ends that share it.
+    ahead: u32,
+    /// Whether only a new connection will do.
+    anew: bool,
 }
 
 impl HttpUpstream {
@@ -46,30 +75,102 @@ impl HttpUpstream {
         if request.websocket {
             outgoing::complete_handshake(&mut request.headers)?;
         }
-        let order = self.balancer.order(&self.candidates, request.client.address, &request.headers);
+        self.retries.request();
+        let mut session = self.session(&mut request, &body);
+        let mut order = self.balancer.order(&self.candidates, request.client.address, &request.headers);
+        let led = session.lead(&mut order, &self.candidates);
+        let nobody = !self.candidates.iter().any(|candidate| candidate.state.is_in());
         let scheme = request.client.scheme;
         let cookies = self.cookies(&request);
-        let asked = Asked {
+        let mut trip = Trip {
             head: request.method == Method::HEAD,
             websocket: request.websocket.then(|| request.headers.get(header::SEC_WEBSOCKET_KEY).cloned()),
+            proxy_head: self.proxy_protocol.map(|version| proxy::head_of(version, &request.client)),
+            outgoing: Outgoing::new(request, body, &self.host)?,
+            patience: self.timeouts.connect,
+            ahead: 1,
+            anew: false,
         };
-        let mut outgoing = Outgoing::new(request, body, &self.host)?;
-        let mut failure = None;
-        for index in order {
-            let (Some(target), Some(candidate)) = (self.targets.get(index), self.candidates.get(index)) else {
-                continue;
-            };
-            match self.ask(target, candidate, &mut outgoing, &asked, pool).await {
-                Ok(mut reply) => {
+        let (mut failure, mut tried) = (None, 0);
+        // Answered by a back end that does not have the session.
+        let mut denied = None;
+        let mut next = self.next(&mut order, &mut tried, trip.patience);
+        while let Some(index) = next {
+            let (Some(target), Some(candidate)) = (self.targets.get(index), self.candidates.get(index)) else { break };
+            trip.ahead = u32::try_from(order.len().saturating_sub(tried)).unwrap_or(0).saturating_add(1);
+            let spare = if session.is_search() { trip.outgoing.spare() } else { None };
+            let answer = self.ask(target, candidate, &mut trip, pool);
+            match session.attend(answer, candidate).await {
+                Ok(reply) => {
+                    let mut reply = match (session.judge(reply, candidate).await?, spare) {
+                        (Verdict::Elsewhere(mut reply), Some(spare)) => {
+                            decorate(&mut reply, candidate, None);
+                            denied = Some(reply);
+                            trip.outgoing.put_back(spare);
+                            next = self.next(&mut order, &mut tried, trip.patience);
+                            continue;
+                        }
+                        (Verdict::Elsewhere(reply) | Verdict::Final(reply), _) => reply,
+                    };
                     let cookie = cookies.as_ref().and_then(|had| self.balancer.cookie(candidate, had, scheme));
                     decorate(&mut reply, candidate, cookie);
                     return Ok(reply);
                 }
-                Err(Miss::Unreached(fault)) => failure = Some(fault),
-                Err(Miss::Failed(fault)) => return Err(fault),
+                Err(Miss::Unreached(fault)) => {
+                    failure = Some(fault);
+                    next = self.next(&mut order, &mut tried, trip.patience);
+                }
+                Err(Miss::Died { fault, copy, reused }) if self.retries.claim() => {
+                    failure = Some(fault);
+                    trip.outgoing.repeat(*copy);
+                    trip.anew = true;
+                    // A client that stays with its back end does not leave it for a connection that was too old.
+                    let stays = led || (reused && self.balancer.keeps_clients());
+                    next = if stays { Some(index) } else { self.next(&mut order, &mut tried, trip.patience) };
+                    next = next.or(reused.then_some(index));
+                }
+                Err(Miss::Failed(_) | Miss::Died { .. }) if denied.is_some() => break,
+                Err(Miss::Failed(fault) | Miss::Died { fault, .. }) => return Err(fault),
             }
         }
-        Err(failure.unwrap_or_else(|| Fault::new(Kind::Connect, "the upstream has no back end")))
+        denied.ok_or_else(|| self.nobody_answered(nobody, failure))
+    }
+
+    /// What is said when all back ends have been tried; `nobody` was in when the request came.
+    fn nobody_answered(&self, nobody: bool, failure: Option<Fault>) -> Fault {
+        let wait = self.candidates.iter().map(|candidate| candidate.state.wait()).min();
+        match (wait.filter(|_| nobody), failure) {
+            (Some(wait), failure) => {
+                let names: Vec<&str> = self.candidates.iter().map(|candidate| &**candidate.state.name()).collect();
+                let fault = Fault::new(Kind::Busy, format!("every back end is out: {}", names.join(", ")));
+                let fault = fault.retry_after(wait.max(SOONEST));
+                match failure {
+                    Some(failure) => fault.because(failure),
+                    None => fault,
+                }
+            }
+            (None, Some(failure)) => failure,
+            (None, None) => Fault::new(Kind::Connect, "the upstream has no back end"),
+        }
+    }
+
+    /// The next of `order` that takes requests; behind its end, one that is out and may be tried.
+    fn next(&self, order: &mut Vec<usize>, tried: &mut usize, patience: Duration) -> Option<usize> {
+        while let Some(index) = order.get(*tried).copied() {
+            *tried += 1;
+            if self.candidates.get(index).is_some_and(|candidate| candidate.state.admits()) {
+                return Some(index);
+            }
+        }
+        // One that is given no time would fail for want of it, and be out for longer.
+        if patience < LEAST_TRY {
+            return None;
+        }
+        let mut others = self.candidates.iter().enumerate().filter(|(index, _)| !order.contains(index));
+        let (trial, _) = others.find(|(_, candidate)| candidate.state.claim_trial())?;
+        order.push(trial);
+        *tried += 1;
+        Some(trial)
     }
 
     /// The Cookie fields of `request`, where one of them may have to be set.
@@ -85,87 +186,85 @@ impl HttpUpstream {
     }
 
     /// Asks one back end.
-    async fn ask(
-        &self,
-        target: &Target,
-        candidate: &Candidate,
-        outgoing: &mut Outgoing,
-        asked: &Asked,
-        pool: &Pool,
-    ) -> Result<Reply, Miss> {
+    async fn ask(&self, target: &Target, candidate: &Candidate, trip: &mut Trip, pool: &Pool) -> Result<Reply, Miss> {
         let load = candidate.state.enter();
-        if let Some(key) = &asked.websocket {
+        if trip.websocket.is_some() {
             let (switched, leftover) = oneshot::channel();
-            let connection = self.open(target, &candidate.state, Some(switched)).await?;
-            let (connection, response) = self.exchange(connection, target, outgoing).await?;
+            let connection = self.open(target, &candidate.state, Some(switched), trip).await?;
+            let (connection, response) = self.exchange(connection, target, &candidate.state, trip).await?;
             let answered = Answered { connection, load, exchange: None, head: false };
-            let answered = answer::switched(response, answered, key.as_ref(), leftover, &self.timeouts).await;
-            return answered.map_err(Miss::Failed);
+            let key = trip.websocket.as_ref().and_then(Option::as_ref);
+            return answer::switched(response, answered, key, leftover, &self.timeouts).await.map_err(Miss::Failed);
         }
-        let (connection, response) = match pool.take(&target.key) {
-            Some(connection) => self.exchange_reused(connection, target, candidate, outgoing, pool).await?,
-            None => {
-                let connection = self.open(target, &candidate.state, None).await?;
-                self.exchange(connection, target, outgoing).await?
-            }
-        };
-        let answered = Answered { connection, load, exchange: outgoing.exchange.clone(), head: asked.head };
+        let (connection, response) = self.exchange_plain(target, &candidate.state, trip, pool).await?;
+        let answered = Answered { connection, load, exchange: trip.outgoing.exchange.clone(), head: trip.head };
         answer::plain(response, answered, pool, &target.key, &self.timeouts).map_err(Miss::Failed)
     }
 
-    /// On connections that have waited, and may have died meanwhile, until one answers; at last on a new one.
-    async fn exchange_reused(
+    /// On connections that have waited, and may have been closed meanwhile, until one takes the request; at last on a
+    /// new one.
+    async fn exchange_plain(
         &self,
-        first: Connection,
         target: &Target,
-        candidate: &Candidate,
-        outgoing: &mut Outgoing,
+        state: &BackEndState,
+        trip: &mut Trip,
         pool: &Pool,
     ) -> Result<(Connection, Response<Incoming>), Miss> {
-        let mut waited = Some(first);
-        while let Some(connection) = waited {
-            let Some(request) = outgoing.take(target) else { break };
-            let copy = outgoing.copy(&request);
-            match self.attempt(connection, request, outgoing).await {
-                Ok(answered) => return Ok(answered),
-                Err(Attempt::Unsent(_)) => waited = pool.take(&target.key),
-                Err(Attempt::Died(fault)) => match copy {
-                    // Once: whoever dies twice dies of the request.
-                    Some(copy) => {
-                        outgoing.put_back(copy);
-                        break;
-                    }
-                    None => return Err(Miss::Failed(fault)),
-                },
-                Err(Attempt::Failed(fault)) => return Err(Miss::Failed(fault)),
+        while !trip.anew
+            && trip.proxy_head.is_none()
+            && let Some(connection) = waiting(target, state, pool)
+        {
+            match self.exchange(connection, target, state, trip).await {
+                Err(Miss::Unreached(_)) => {}
+                answered => return answered,
             }
         }
-        let connection = self.open(target, &candidate.state, None).await?;
-        self.exchange(connection, target, outgoing).await
+        let connection = self.open(target, state, None, trip).await?;
+        self.exchange(connection, target, state, trip).await
     }
 
-    /// On a new connection.
+    /// On one connection; the back end's health hears what came of it.
     async fn exchange(
         &self,
         connection: Connection,
         target: &Target,
-        outgoing: &mut Outgoing,
+        state: &BackEndState,
+        trip: &mut Trip,
     ) -> Result<(Connection, Response<Incoming>), Miss> {
-        let Some(request) = outgoing.take(target) else {
-            return Err(Miss::Failed(Fault::new(Kind::Internal, "the request is under way already")));
-        };
-        self.attempt(connection, request, outgoing).await.map_err(|miss| match miss {
+        let (began, reused) = (Instant::now(), connection.reused);
+        let attempted = self.attempt(connection, target, &mut trip.outgoing).await;
+        let health = self.strictness(state);
+        match &attempted {
+            Ok((_, response)) => state.answered(response.status(), began, health),
+            // One that has waited may end at any time.
+            Err(Attempt::Died { fault, .. }) if !reused => state.unanswered(fault, began, health),
+            Err(Attempt::Failed(fault)) => state.unanswered(fault, began, health),
+            Err(Attempt::Died { .. } | Attempt::Unsent(_)) => {}
+        }
+        attempted.map_err(|miss| match miss {
             Attempt::Unsent(fault) => Miss::Unreached(fault),
-            Attempt::Died(fault) | Attempt::Failed(fault) => Miss::Failed(fault),
+            Attempt::Died { fault, copy: Some(copy) } => Miss::Died { fault, copy, reused },
+            Attempt::Died { fault, copy: None } | Attempt::Failed(fault) => Miss::Failed(fault),
         })
+    }
+
+    /// By what an answer of `state` is judged. A page that is too slow, or that crashes its worker, must not take a whole
+    /// site away: what comes of requests puts nobody out who is the last. That nobody listens does.
+    fn strictness(&self, state: &BackEndState) -> &Health {
+        let other = |it: &Candidate| it.state.name() != state.name() && it.state.is_in();
+        if self.candidates.iter().any(other) { &self.health } else { &self.lenient }
     }
 
     async fn attempt(
         &self,
         mut connection: Connection,
-        request: Request<Upload>,
+        target: &Target,
         outgoing: &mut Outgoing,
     ) -> Result<(Connection, Response<Incoming>), Attempt> {
+        let Some(request) = outgoing.take(target) else {
+            return Err(Attempt::Failed(Fault::new(Kind::Internal, "the request is under way already")));
+        };
+        let copy = outgoing.copy(&request).map(Box::new);
         let sent = connection.send(request);
         let waited = exchange::wait(sent, outgoing.exchange.as_deref(), connection.link(), &self.timeouts).await;
         let mut error = match waited {
@@ -178,17 +277,17 @@ impl HttpUpstream {
         };
         if let Some(request) = error.take_message() {
             outgoing.put_back(request);
-            return Err(Attempt::Unsent(
-                Fault::new(Kind::Connect, "the connection closed").because(error.into_error()),
-            ));
+            let fault = Fault::new(Kind::Connect, "the connection closed").because(error.into_error());
+            return Err(Attempt::Unsent(fault));
         }
         if let Some(fault) = outgoing.exchange.as_ref().and_then(|exchange| exchange.fault()) {
             return Err(Attempt::Failed(fault));
         }
         let error = error.into_error();
-        let died = !connection.link().has_received() && !error.is_user();
-        let fault = answer::no_answer(error, connection.link().has_received());
-        Err(if died { Attempt::Died(fault) } else { Attempt::Failed(fault) })
+        let received = connection.link().has_received();
+        let died = !received && !error.is_user();
+        let fault = answer::no_answer(error, received);
+        Err(if died { Attempt::Died { fault, copy } } else { Attempt::Failed(fault) })
     }
 
     async fn open(
@@ -196,17 +295,53 @@ impl HttpUpstream {
         target: &Target,
         state: &BackEndState,
         switched: Option<oneshot::Sender<bytes::Bytes>>,
+        trip: &mut Trip,
     ) -> Result<Connection, Miss> {
         let (endpoint, tls) = (&target.back_end.endpoint, target.tls.as_ref());
-        let connected = connect::connect(endpoint, tls, self.timeouts.connect, &state.source).await;
+        // An equal share for each back end: one that swallows packets leaves some for the next.
+        let (share, since) = (trip.patience / trip.ahead.max(1), Instant::now());
+        let head = trip.proxy_head.as_deref();
+        let connected = connect::connect_with_head(endpoint, tls, share, &state.source, head.unwrap_or_default()).await;
+        trip.patience = trip.patience.saturating_sub(since.elapsed());
         let stream = match connected {
             Ok(stream) => stream,
-            Err(error) => return Err(unreached(error, state)),
+            Err(error) => return Err(self.unreached(error, state, since)),
         };
         state.reached();
-        Connection::open(stream, switched)
-            .await
-            .map_err(|error| Miss::Failed(Fault::new(Kind::Internal, "a connection cannot be driven").because(error)))
+        let mut connection = Connection::open(stream, switched).await.map_err(|error| {
+            Miss::Failed(Fault::new(Kind::Internal, "a connection cannot be driven").because(error))
+        })?;
+        connection.single = trip.proxy_head.is_some();
+        Ok(connection)
+    }
+
+    fn unreached(&self, error: ConnectError, state: &BackEndState, began: Instant) -> Miss {
+        use rustix::io::Errno;
+        let told = format!("cannot connect to {}", state.name());
+        let errno = error.io().and_then(std::io::Error::raw_os_error).map(Errno::from_raw_os_error);
+        match errno {
+            // Ours, and the same for every back end.
+            Some(Errno::MFILE | Errno::NFILE) => Miss::Failed(connect::no_descriptor(told, error)),
+            Some(Errno::NOMEM | Errno::NOBUFS) => Miss::Failed(Fault::new(Kind::Internal, told).because(error)),
+            // Ours as well, but another back end has ports of its own.
+            // So is a full queue of a unix socket, where TCP would wait: it is busy, and not gone.
+            Some(Errno::ADDRNOTAVAIL | Errno::AGAIN) => Miss::Unreached(Fault::new(Kind::Busy, told).because(error)),
+            _ => {
+                state.unreached(&error, began, &self.health);
+                Miss::Unreached(Fault::new(Kind::Connect, told).because(error))
+            }
+        }
+    }
+}
+
+/// A connection of the pool to an address that the back end's name still has.
+fn waiting(target: &Target, state: &BackEndState, pool: &Pool) -> Option<Connection> {
+    loop {
+        let connection = pool.take(&target.key)?;
+        let Some(name) = state.source.name() else { return Some(connection) };
+        if connection.peer().is_none_or(|address| name.still_has(address)) {
+            return Some(connection);
+        }
     }
 }
 
@@ -215,26 +350,9 @@ enum Attempt {
     /// Nothing was written; the request is back.
     Unsent(Fault),
     /// The connection died before the answer's first byte: as one does that the back end closed meanwhile.
-    Died(Fault),
+    Died { fault: Fault, copy: Option<Box<Request<Upload>>> },
     /// It is over.
     Failed(Fault),
-}
-
-fn unreached(error: ConnectError, state: &BackEndState) -> Miss {
-    use rustix::io::Errno;
-    let told = format!("cannot connect to {}", state.name());
-    let errno = error.io().and_then(std::io::Error::raw_os_error).map(Errno::from_raw_os_error);
-    match errno {
-        // Ours, and the same for every back end.
-        Some(Errno::MFILE | Errno::NFILE) => Miss::Failed(connect::no_descriptor(told, error)),
-        Some(Errno::NOMEM | Errno::NOBUFS) => Miss::Failed(Fault::new(Kind::Internal, told).because(error)),
-        // Ours as well, but another back end has ports of its own.
-        Some(Errno::ADDRNOTAVAIL) => Miss::Unreached(Fault::new(Kind::Busy, told).because(error)),
-        _ => {
-            state.missed();
-            Miss::Unreached(Fault::new(Kind::Connect, told).because(error))
-        }
-    }
 }
 
 fn decorate(reply: &mut Reply, candidate: &Candidate, cookie: Option<HeaderValue>) {
