@@ -14,7 +14,7 @@ use doorward::base::fault::{Fault, Kind};
 use doorward::base::network::Networks;
 use doorward::http::body::Body;
 use doorward::http::request::{Arrival, ClientRequest, HeadLimits, Scheme, Trust, UpstreamRequest};
-use doorward::upstream::php::{FastCgiPool, PhpUpstream, Script, Settings};
+use doorward::upstream::php::{FastCgiPool, PhpRegister, PhpUpstream, Script, Settings};
 use futures_util::stream;
 use http::{HeaderName, Request, Response, request};
 use http_body::Frame;
@@ -91,7 +91,7 @@ impl Fpm {
     }
 
     async fn ask(&self, code: &str, request: UpstreamRequest, body: Body) -> Result<Response<Body>, Fault> {
-        PhpUpstream::new(settings(&self.unix)).send(request, body, self.script(code), &FastCgiPool::new()).await
+        upstream(settings(&self.unix)).send(request, body, self.script(code), &FastCgiPool::new()).await
     }
 }
 
@@ -113,8 +113,16 @@ fn settings(endpoint: &Endpoint) -> Settings {
         read: DEADLINE,
         send: DEADLINE,
         keep_alive: 0,
+        children: 0,
+        queue: 0,
+        queue_timeout: DEADLINE,
+        restart_window: Duration::from_secs(1),
         server_software: "doorward".to_owned(),
     }
+}
+
+fn upstream(settings: Settings) -> PhpUpstream {
+    PhpUpstream::new(settings, &PhpRegister::new())
 }
 
 fn request(builder: request::Builder) -> UpstreamRequest {
@@ -122,8 +130,13 @@ fn request(builder: request::Builder) -> UpstreamRequest {
         peer: "192.0.2.7:5000".parse().expect("an address"),
         local: "192.0.2.1:443".parse().expect("an address"),
         scheme: Scheme::Https,
+        unnamed: false,
     };
-    let trust = Trust { proxies: Networks(vec![]), header: HeaderName::from_static("x-forwarded-for") };
+    let trust = Trust {
+        proxies: Networks(vec![]),
+        header: HeaderName::from_static("x-forwarded-for"),
+        cloudflare: Networks(vec![]),
+    };
     let limits = HeadLimits { max_uri: 8192, max_headers: 100, max_header_size: 1 << 20 };
     let head = builder.header("host", "app.test:8443").body(()).expect("a request").into_parts().0;
     ClientRequest::read(head, None, arrival, &trust, limits).expect("a good request").forward(None, false)
@@ -156,7 +169,7 @@ async fn php_sees_the_request_as_the_client_made_it() {
         .header("x-larger", &large);
     for endpoint in [&fpm.unix, &fpm.tcp] {
         let pool = FastCgiPool::new();
-        let php = PhpUpstream::new(settings(endpoint));
+        let php = upstream(settings(endpoint));
         let sent = php.send(request(clone(&builder)), Body::Empty, script.clone(), &pool);
         let response = sent.await.expect("an answer");
         assert_eq!(response.headers()["content-type"], "application/json");
@@ -291,8 +304,7 @@ async fn a_worker_that_is_killed_is_a_visible_truncation() {
     let code = "error_log('going'); while (true) usleep(1000);";
     let short = Settings { read: Duration::from_millis(300), ..settings(&fpm.unix) };
     let script = fpm.script(code);
-    let failed =
-        PhpUpstream::new(short).send(request(Request::get("/")), Body::Empty, script, &FastCgiPool::new()).await;
+    let failed = upstream(short).send(request(Request::get("/")), Body::Empty, script, &FastCgiPool::new()).await;
     assert_eq!(failed.map(|r| r.status()).expect_err("no answer").kind, Kind::ReadTimeout);
 }
 
@@ -312,7 +324,7 @@ async fn a_slow_upload_does_not_hold_the_only_worker() {
 #[tokio::test]
 async fn a_kept_connection_serves_the_next_request() {
     let fpm = Fpm::start();
-    let (php, pool) = (PhpUpstream::new(Settings { keep_alive: 2, ..settings(&fpm.tcp) }), FastCgiPool::new());
+    let (php, pool) = (upstream(Settings { keep_alive: 2, ..settings(&fpm.tcp) }), FastCgiPool::new());
     let script = fpm.script("echo $_SERVER['REQUEST_METHOD'], ' ', getmypid();");
     let mut seen = Vec::new();
     for builder in [Request::get("/"), Request::post("/"), Request::get("/")] {

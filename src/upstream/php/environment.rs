@@ -105,6 +105,12 @@ fn connection_variables(to: &mut Variables<'_>, request: &UpstreamRequest, softw
     to.set("SERVER_ADDR", bare(client.arrival.local.ip()).as_bytes())?;
     to.set("SERVER_PORT", effective_port(&request.authority, client.scheme).to_string().as_bytes())?;
     to.set("SERVER_NAME", request.authority.host.as_str().as_bytes())?;
+    if let Some(user) = &request.user {
+        // RFC 3875, section 4.1.11: where AUTH_TYPE is Basic, "the value of the REMOTE_USER meta-variable MUST be set
+        // to the user-ID supplied".
+        to.set("AUTH_TYPE", b"Basic")?;
+        to.set("REMOTE_USER", user)?;
+    }
     // PHP built with --enable-force-cgi-redirect runs nothing without it.
     to.set("REDIRECT_STATUS", b"200")
 }

@@ -1,5 +1,9 @@
 //! One request on one connection: sends what is left to send and reads what has come, both whenever it is polled, so
 //! that neither side can wait for the other for ever. Dropping it closes the connection, which frees the FPM worker.
+//!
+//! On a unix socket a request is offered first: its head goes out but for the last record, without which FPM runs
+//! nothing. Only when a worker has begun to read does the rest follow. So it is known of every request that fails
+//! whether it can have run, whatever its method.
 
 use std::future::Future;
 use std::io;
@@ -8,15 +12,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, Interest};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
+use super::gate::Place;
 use super::pool::FastCgiPool;
 use crate::base::address::Endpoint;
 use crate::base::fault::{Fault, Kind};
 use crate::upstream::connect::BackEndStream;
-use crate::upstream::fastcgi::record::{self, Decoder, End, Piece, Type};
+use crate::upstream::fastcgi::record::{self, Decoder, End, HEADER, Piece, Type};
 use crate::upstream::fastcgi::stderr::Lines;
 use crate::upstream::spool::{SpoolReader, Spooled};
 
@@ -26,6 +31,8 @@ const FIRST_READ: usize = 16 * 1024;
 const READ: usize = 64 * 1024;
 /// What is sent at once.
 const AT_ONCE: usize = 64 * 1024;
+/// The empty record that ends PARAMS: what is kept back of an offer.
+const LAST: usize = HEADER;
 /// Less room than this is not worth a read.
 const LEAST_READ: usize = 4 * 1024;
 
@@ -60,10 +67,13 @@ pub(super) struct Exchange {
     waiting: bool,
     answered: bool,
     ended: bool,
+    /// Held until FPM has ended its answer.
+    place: Option<Place>,
 }
 
 impl Exchange {
-    /// Begins to send `head` (BEGIN_REQUEST and PARAMS) and `body`. `target` is for the log.
+    /// Begins to send `head` (BEGIN_REQUEST and PARAMS) and `body`. `target` is for the log. On a unix socket
+    /// [`Exchange::offer`] is to be awaited before anything else.
     pub fn new(
         stream: BackEndStream,
         endpoint: Endpoint,
@@ -73,7 +83,18 @@ impl Exchange {
         patience: Patience,
     ) -> Exchange {
         let complaints = Complaints { endpoint: endpoint.clone(), target: target.to_owned(), lines: Lines::default() };
-        let outgoing = Outgoing { pending: BytesMut::from(head), body: Some(body.reader()), sent: 0, refused: None };
+        let (pending, last) = match &stream {
+            BackEndStream::Unix(_) => head.split_at_checked(head.len().saturating_sub(LAST)).unwrap_or((head, &[])),
+            _ => (head, &[][..]),
+        };
+        let outgoing = Outgoing {
+            pending: BytesMut::from(pending),
+            last: BytesMut::from(last),
+            body: Some(body.reader()),
+            head: head.len() as u64,
+            sent: 0,
+            refused: None,
+        };
         Exchange {
             stream,
             endpoint,
@@ -86,7 +107,44 @@ impl Exchange {
             waiting: false,
             answered: false,
             ended: false,
+            place: None,
         }
+    }
+
+    /// Offers the request: ready when FPM has begun to read it, false when the connection has ended instead. May be
+    /// polled as often as wanted. On anything but a unix socket nothing tells, and the answer is yes at once.
+    pub async fn offer(&mut self) -> bool {
+        let BackEndStream::Unix(stream) = &self.stream else { return true };
+        while !self.outgoing.pending.is_empty() {
+            match stream.try_write(&self.outgoing.pending) {
+                Ok(count) => {
+                    self.outgoing.pending.advance(count);
+                    self.outgoing.sent += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if stream.writable().await.is_err() {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        // The kernel tells the sender whenever the receiver has used up a buffer. What was told before does not count.
+        let _ = stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        // A connection that ends wakes as well.
+        stream.writable().await.is_ok() && !self.stream.has_ended()
+    }
+
+    /// FPM runs the request from now on, or may: the rest of it goes out. `place` is held until FPM has ended.
+    pub fn begin(&mut self, place: Place) {
+        let last = std::mem::take(&mut self.outgoing.last);
+        self.outgoing.pending.extend_from_slice(&last);
+        self.place = Some(place);
+    }
+
+    /// The place, from an exchange that has failed.
+    pub fn take_place(&mut self) -> Option<Place> {
+        self.place.take()
     }
 
     /// Whether any byte of the answer has come.
@@ -94,9 +152,9 @@ impl Exchange {
         self.answered
     }
 
-    /// Whether FPM cannot have seen anything of the request.
-    pub fn is_unsent(&self) -> bool {
-        self.outgoing.sent == 0
+    /// Whether FPM cannot have run the request: it begins when it has read the whole head.
+    pub fn cannot_have_run(&self) -> bool {
+        self.outgoing.sent < self.outgoing.head
     }
 
     /// The next event. Sends and reads as far as both sides can.
@@ -134,6 +192,7 @@ impl Exchange {
                 Some(Piece::Stderr(data)) => self.complaints.push(&data),
                 Some(Piece::End(end)) => {
                     self.ended = true;
+                    self.place = None;
                     return Ok(Some(Event::End(end)));
                 }
             }
@@ -195,7 +254,11 @@ impl Exchange {
 /// What is still to be sent.
 struct Outgoing {
     pending: BytesMut,
+    /// What is kept back until FPM has begun to read.
+    last: BytesMut,
     body: Option<SpoolReader>,
+    /// Bytes of the head.
+    head: u64,
     sent: u64,
     /// Why FPM takes no more. It may answer all the same.
     refused: Option<io::Error>,

@@ -1,22 +1,17 @@
-//! Connections to PHP-FPM: made anew, or kept by one worker.
+//! Connections to PHP-FPM that are kept by one worker.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::base::address::Endpoint;
-use crate::base::fault::{Fault, Kind};
-use crate::upstream::connect::{self, BackEndStream, is_out_of_descriptors};
-use crate::upstream::source::Source;
+use crate::upstream::connect::BackEndStream;
 
 /// How long a connection may wait for its next request. Each one holds an FPM worker that serves nobody else.
 const MAX_IDLE: Duration = Duration::from_secs(4);
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A worker's idle connections to PHP-FPM, by endpoint; shared by all of its snapshots. Clones are the same pool.
 ///
@@ -84,44 +79,5 @@ impl FastCgiPool {
         while shelf.len() > limit {
             shelf.pop_front();
         }
-    }
-}
-
-/// Connects to the first of `endpoints`, tried in this order, that takes us. What refuses or is not there is passed
-/// over at once; a unix socket whose queue is full is tried again until `limit` is over ([`Kind::Busy`] then).
-pub(super) async fn connect<'a>(
-    endpoints: impl Iterator<Item = &'a Endpoint> + Clone,
-    limit: Duration,
-) -> Result<(&'a Endpoint, BackEndStream), Fault> {
-    let deadline = Instant::now() + limit;
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let mut full = None;
-        let mut failed = None;
-        for endpoint in endpoints.clone() {
-            // Each gets the whole time: one that swallows packets must not use up that of the next.
-            match connect::connect(endpoint, None, limit, &Source::default()).await {
-                Ok(stream) => return Ok((endpoint, stream)),
-                Err(error) if error.io().is_some_and(|error| error.kind() == io::ErrorKind::WouldBlock) => {
-                    full = Some((endpoint, error));
-                }
-                Err(error) => failed = Some((endpoint, error)),
-            }
-        }
-        match (full, failed) {
-            (Some((endpoint, error)), _) if Instant::now() + pause >= deadline => {
-                let detail = format!("{endpoint} takes no more connections");
-                return Err(Fault::new(Kind::Busy, detail).because(error));
-            }
-            (Some(_), _) => sleep(pause).await,
-            (None, Some((endpoint, error))) if error.io().is_some_and(is_out_of_descriptors) => {
-                return Err(connect::no_descriptor(format!("cannot connect to {endpoint}"), error));
-            }
-            (None, Some((endpoint, error))) => {
-                return Err(Fault::new(Kind::Connect, format!("cannot connect to {endpoint}")).because(error));
-            }
-            (None, None) => return Err(Fault::new(Kind::Connect, "there is no PHP-FPM to connect to")),
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
