@@ -2,10 +2,12 @@
 //! then accept would fail, and with it every connection to a back end.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::base::network::client_key;
 
 /// Refused connections that are answered at one time; more are closed without a word. Fewer where there are few
 /// descriptors.
@@ -88,7 +90,6 @@ pub struct Admission {
     open: AtomicUsize,
     refusing: AtomicUsize,
     most_refusing: AtomicUsize,
-    accepted: AtomicU64,
     over_budget: AtomicU64,
     over_address: AtomicU64,
     dropped: AtomicU64,
@@ -126,7 +127,6 @@ impl Admission {
             open: AtomicUsize::new(0),
             refusing: AtomicUsize::new(0),
             most_refusing: AtomicUsize::new(limits.refusing),
-            accepted: AtomicU64::new(0),
             over_budget: AtomicU64::new(0),
             over_address: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -146,16 +146,19 @@ impl Admission {
 
     /// A client has connected from `peer`. `is_proxy`: it is a trusted proxy, whose connections are those of many.
     pub fn admit(self: &Arc<Admission>, peer: IpAddr, is_proxy: bool) -> Verdict {
-        self.accepted.fetch_add(1, Relaxed);
         let most = self.connections.load(Relaxed);
         if self.open.fetch_update(Relaxed, Relaxed, |open| (open < most).then_some(open + 1)).is_err() {
             self.over_budget.fetch_add(1, Relaxed);
             return self.refuse();
         }
-        let mut permit = Permit { admission: self.clone(), address: None };
+        self.admit_client(Permit { admission: self.clone(), address: None }, peer, is_proxy)
+    }
+
+    /// The holder of `permit`, so far a trusted proxy, has turned out to be `client`.
+    pub fn admit_client(self: &Arc<Admission>, mut permit: Permit, client: IpAddr, is_proxy: bool) -> Verdict {
         let most = self.per_address.load(Relaxed);
         if most > 0 && !is_proxy {
-            let key = address_key(peer);
+            let key = client_key(client);
             let mut addresses = locked(&self.addresses);
             let here = addresses.entry(key).or_default();
             if *here as usize >= most {
@@ -187,21 +190,11 @@ impl Admission {
     /// answer, and what could not even be accepted.
     pub fn refused(&self) -> [(&'static str, u64); 4] {
         [
-            ("server.max_connections", self.over_budget.load(Relaxed)),
-            ("server.max_connections_per_ip", self.over_address.load(Relaxed)),
-            ("server.no_answer", self.dropped.load(Relaxed)),
-            ("server.accept_errors", self.accept_errors.load(Relaxed)),
+            ("clients refused by server.max_connections", self.over_budget.load(Relaxed)),
+            ("clients refused by server.max_connections_per_ip", self.over_address.load(Relaxed)),
+            ("clients closed without an answer, as too many were being refused", self.dropped.load(Relaxed)),
+            ("clients that could not be accepted", self.accept_errors.load(Relaxed)),
         ]
-    }
-
-    /// Connections accepted since the start, refused ones among them.
-    pub fn accepted(&self) -> u64 {
-        self.accepted.load(Relaxed)
-    }
-
-    /// Connections that hold a place now.
-    pub fn open(&self) -> usize {
-        self.open.load(Relaxed)
     }
 
     /// What to tell of refusals since it was last told, at most once a minute. Cheap, and any worker may ask.
@@ -273,14 +266,6 @@ impl Drop for Refusing {
     }
 }
 
-/// One customer has at least a /64 of IPv6 (RFC 6177), and all of its addresses.
-fn address_key(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        address => address,
-    }
-}
-
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -338,7 +323,7 @@ mod tests {
         drop(refused);
         assert!(matches!(admission.admit(HERE, false), Verdict::Refused(_)));
         assert_eq!(admission.refused().map(|(_, count)| count), [66, 0, 1, 0]);
-        assert_eq!((admission.accepted(), admission.open()), (68, 2));
+        assert_eq!(admission.open.load(Relaxed), 2);
         drop(held);
         assert!(is_admitted(&admission.admit(HERE, false)));
     }
@@ -359,7 +344,7 @@ mod tests {
         assert_eq!(admission.refused()[1].1, 2);
         drop((one, two, mapped));
         assert!(locked(&admission.addresses).is_empty());
-        assert_eq!(admission.open(), 0);
+        assert_eq!(admission.open.load(Relaxed), 0);
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub struct Accepted {
     pub close: CancellationToken,
     /// Its place among all clients.
     pub permit: Permit,
+    /// Whether a proxy relays it for somebody whom it cannot name.
+    pub unnamed: bool,
 }
 
 /// What every request on one connection shares.
@@ -141,7 +143,7 @@ impl Connection {
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let process = worker.process.clone();
     let snapshot = process.snapshot.load_full();
-    let Accepted { stream, peer, listener, scheme, close, permit } = accepted;
+    let Accepted { stream, peer, listener, scheme, close, permit, unnamed } = accepted;
     let Ok(local) = stream.local_addr() else { return };
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
@@ -169,7 +171,7 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let connection = Rc::new(Connection {
         process,
         worker,
-        arrival: Arrival { peer, local, scheme },
+        arrival: Arrival { peer, local, scheme, unnamed },
         listener,
         facts: Arc::new(Facts::default()),
         sni,

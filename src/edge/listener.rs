@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::base::address::ListenAddress;
 use crate::edge::admission::Verdict;
 use crate::edge::connection::{self, Accepted};
+use crate::edge::proxied;
 use crate::edge::refusal;
 use crate::edge::worker::Worker;
 use crate::http::request::Scheme;
@@ -98,12 +99,24 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
         match accepted {
             Ok((stream, peer)) => {
                 backoff.reset();
-                let is_proxy = worker.process.snapshot.load().trust.proxies.contains(peer.ip());
+                let (is_proxy, has_head) = {
+                    let snapshot = worker.process.snapshot.load();
+                    let is_proxy = snapshot.trust.proxies.contains(peer.ip());
+                    (is_proxy, is_proxy && snapshot.proxy_protocol)
+                };
                 match worker.process.admission.admit(peer.ip(), is_proxy) {
                     Verdict::Admitted(permit) => {
                         let close = close.clone();
-                        let accepted = Accepted { stream, peer, listener: address, scheme, close, permit };
-                        worker.spawn(connection::serve(worker.clone(), accepted));
+                        let accepted =
+                            Accepted { stream, peer, listener: address, scheme, close, permit, unnamed: false };
+                        if has_head {
+                            worker.spawn(proxied::serve(worker.clone(), accepted));
+                        } else {
+                            worker.spawn(connection::serve(worker.clone(), accepted));
+                        }
+                    }
+                    Verdict::Refused(place) if has_head => {
+                        worker.spawn(proxied::refuse(worker.clone(), stream, scheme, place));
                     }
                     Verdict::Refused(place) => {
                         worker.spawn(refusal::refuse(worker.clone(), stream, scheme, place));

@@ -2,6 +2,9 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use crate::http::forwarded;
+use crate::http::request::{Client, Trust};
+
 // RFC 9110, section 7.6.1, and what older software treats alike.
 const HOP_BY_HOP: [&str; 10] = [
     "connection",
@@ -16,22 +19,45 @@ const HOP_BY_HOP: [&str; 10] = [
     "http2-settings",
 ];
 
-/// What only a trusted proxy may claim.
-const CLAIMS: [&str; 13] = [
+/// Names under which somebody reads a client's address: proxies' own, and those that applications look for.
+const ADDRESSES: [&str; 32] = [
     "forwarded",
     "x-forwarded-for",
-    "x-forwarded-proto",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-server",
-    "x-forwarded-scheme",
     "x-real-ip",
     "x-client-ip",
+    "client-ip",
     "true-client-ip",
     "cf-connecting-ip",
-    "x-forwarded-ssl",
+    "cf-connecting-ipv6",
+    "cf-pseudo-ipv4",
+    "x-cluster-client-ip",
+    "fastly-client-ip",
+    "fly-client-ip",
+    "do-connecting-ip",
+    "x-nf-client-connection-ip",
+    "x-appengine-user-ip",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-envoy-external-address",
+    "x-original-for",
+    "x-original-forwarded-for",
+    "x-originating-ip",
+    "x-remote-ip",
+    "x-remote-addr",
+    "forwarded-for",
+    "proxy-client-ip",
+    "wl-proxy-client-ip",
+    "x-sucuri-clientip",
+    "incap-client-ip",
+    "ali-cdn-real-ip",
+    "cdn-src-ip",
+    "x-coming-from",
+    "x-proxyuser-ip",
 ];
+
+/// What else only a trusted proxy may claim, beside all of X-Forwarded-* and CF-*.
+const CLAIMS: [&str; 6] =
+    ["x-forwarded", "x-original-host", "x-original-proto", "x-url-scheme", "front-end-https", "x-host"];
 
 /// Never forwarded, whoever sends them: `Proxy` becomes HTTP_PROXY in CGI (httpoxy), the URL overrides let a client
 /// name a path that was not routed, Expect is answered here.
@@ -50,7 +76,7 @@ pub fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// A client's fields without those that end here, those that `Connection` names, untrusted claims and doubtful
 /// names; several Cookie fields become one. A handshake's own fields stay.
-pub fn clean(mut headers: HeaderMap, trusted: bool, websocket: bool) -> HeaderMap {
+pub fn clean(mut headers: HeaderMap, client: &Client, trust: &Trust, websocket: bool) -> HeaderMap {
     // RFC 9110, section 7.6.1: "Intermediaries MUST parse a received Connection header field before a message is
     // forwarded and, for each connection-option in this field, remove any header or trailer field(s) from the message
     // with the same name as the connection-option".
@@ -64,25 +90,24 @@ pub fn clean(mut headers: HeaderMap, trusted: bool, websocket: bool) -> HeaderMa
     for name in HOP_BY_HOP.iter().chain(&NEVER) {
         headers.remove(*name);
     }
-    if !trusted {
-        for name in CLAIMS {
-            headers.remove(name);
-        }
+    if client.trusted {
+        forwarded::drop_doubtful(&mut headers, &ADDRESSES, client, trust);
+    } else {
+        // The operator's own field for the client's address is a claim as well.
+        headers.remove(&trust.header);
+        forwarded::drop_all(&mut headers, is_claim);
     }
     // CGI turns '-' and '_' into the same variable: X_Forwarded_For would stand for X-Forwarded-For.
-    let doubtful: Vec<HeaderName> = headers
-        .keys()
-        .filter(|n| !n.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'))
-        .cloned()
-        .collect();
-    for name in doubtful {
-        headers.remove(name);
-    }
+    forwarded::drop_all(&mut headers, |name| !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
     join_cookies(&mut headers);
     if !websocket {
         strip_websocket(&mut headers);
     }
     headers
+}
+
+fn is_claim(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || name.starts_with("cf-") || ADDRESSES.contains(&name) || CLAIMS.contains(&name)
 }
 
 /// A back end's fields without those that end here and those that `Connection` names.
@@ -122,6 +147,29 @@ fn join_cookies(headers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::network::Networks;
+    use crate::http::request::{Arrival, Scheme};
+
+    /// What is left of the fields of somebody whom nobody trusts.
+    fn cleaned(fields: &[(&str, &str)]) -> HeaderMap {
+        let client = Client {
+            address: "192.0.2.7".parse().unwrap(),
+            arrival: Arrival {
+                peer: "192.0.2.7:5000".parse().unwrap(),
+                local: "192.0.2.1:443".parse().unwrap(),
+                scheme: Scheme::Https,
+                unnamed: false,
+            },
+            scheme: Scheme::Https,
+            trusted: false,
+        };
+        let trust = Trust {
+            proxies: Networks::default(),
+            header: HeaderName::from_static("fly-region"),
+            cloudflare: Networks::default(),
+        };
+        clean(map(fields), &client, &trust, false)
+    }
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -133,40 +181,41 @@ mod tests {
 
     #[test]
     fn what_connection_names_is_removed_but_never_the_host_or_the_length() {
-        let headers = clean(
-            map(&[
-                ("connection", "X-Secret, host, content-length"),
-                ("x-secret", "1"),
-                ("host", "a"),
-                ("content-length", "3"),
-            ]),
-            false,
-            false,
-        );
+        let headers = cleaned(&[
+            ("connection", "X-Secret, host, content-length"),
+            ("x-secret", "1"),
+            ("host", "a"),
+            ("content-length", "3"),
+        ]);
         assert_eq!(headers.len(), 2);
         assert!(headers.contains_key("host") && headers.contains_key("content-length"));
     }
 
     #[test]
     fn doubtful_names_the_proxy_field_and_hop_by_hop_fields_are_dropped() {
-        let headers = clean(
-            map(&[
-                ("x_forwarded_for", "6"),
-                ("proxy", "http://evil"),
-                ("te", "trailers"),
-                ("keep-alive", "1"),
-                ("x.a", "1"),
-                ("accept", "*/*"),
-            ]),
-            false,
-            false,
-        );
+        let headers = cleaned(&[
+            ("x_forwarded_for", "6"),
+            ("proxy", "http://evil"),
+            ("te", "trailers"),
+            ("keep-alive", "1"),
+            ("x.a", "1"),
+            ("accept", "*/*"),
+        ]);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["accept"]);
     }
 
     #[test]
     fn cookie_crumbs_become_one_field() {
-        let headers = clean(map(&[("cookie", "a=1"), ("cookie", "b=2")]), false, false);
+        let headers = cleaned(&[("cookie", "a=1"), ("cookie", "b=2")]);
         assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn an_untrusted_client_claims_nothing() {
+        let other = ["x-forwarded-proto", "x-forwarded-tls-client-cert", "cf-visitor", "cf-ray", "fly-region"];
+        let fields: Vec<_> = ADDRESSES.into_iter().chain(CLAIMS).chain(other).map(|name| (name, "6.6.6.6")).collect();
+        assert!(cleaned(&fields).is_empty(), "{:?}", cleaned(&fields));
+        let own = [("x-original-filename", "a.pdf"), ("x-requested-with", "XMLHttpRequest"), ("cdn-loop", "x")];
+        assert_eq!(cleaned(&own).len(), own.len());
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod body;
 pub mod forwarded;
+pub mod forwarded_field;
 pub mod frames;
 pub mod guard;
 pub mod hop;

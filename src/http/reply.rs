@@ -1,13 +1,20 @@
 //! What an upstream gives back, and the one table from fault to status.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 
-/// The status that a client sees for a kind of fault: the only such table in the house.
-pub fn status(kind: Kind) -> StatusCode {
+/// The status that a client sees for a fault: the file's own, or that of its kind.
+pub fn status(fault: &Fault) -> StatusCode {
+    fault.status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or_else(|| status_of(fault.kind))
+}
+
+/// The status of a kind of fault: the only such table in the house.
+fn status_of(kind: Kind) -> StatusCode {
     match kind {
         Kind::Malformed => StatusCode::BAD_REQUEST,
         Kind::HeadTimeout | Kind::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -20,6 +27,8 @@ pub fn status(kind: Kind) -> StatusCode {
         Kind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         Kind::NotFound => StatusCode::NOT_FOUND,
         Kind::Forbidden => StatusCode::FORBIDDEN,
+        Kind::Limited => StatusCode::TOO_MANY_REQUESTS,
+        Kind::Unauthorized => StatusCode::UNAUTHORIZED,
         Kind::Method | Kind::ReadOnly => StatusCode::METHOD_NOT_ALLOWED,
         // Nobody reads it; nginx's number, so that logs say what happened.
         Kind::Gone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -34,7 +43,7 @@ pub fn status(kind: Kind) -> StatusCode {
 /// The answer to a fault: a small page that says the status and the fault's id, which the log shares, and nothing
 /// about the inside.
 pub fn page(fault: &Fault, id: &str) -> Response<Body> {
-    let status = status(fault.kind);
+    let status = status(fault);
     let title = format!("{} {}", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
     let mut response = Response::new(Body::full(Bytes::from(format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
@@ -46,13 +55,6 @@ pub fn page(fault: &Fault, id: &str) -> Response<Body> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     match fault.kind {
-        Kind::Busy | Kind::Stopping => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        // Sockets live long: whoever asks at once is refused again.
-        Kind::Crowded => {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
-        }
         // RFC 9110, section 15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
         Kind::Method => {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
@@ -62,5 +64,19 @@ pub fn page(fault: &Fault, id: &str) -> Response<Body> {
         }
         _ => {}
     }
+    if let Some(seconds) = retry_after(fault) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     response
+}
+
+/// Whole seconds, rounded up: who comes a moment too early is refused again.
+fn retry_after(fault: &Fault) -> Option<u64> {
+    let wait = match fault.kind {
+        Kind::Busy | Kind::Stopping => fault.retry_after.unwrap_or(Duration::from_secs(1)),
+        // Sockets live long: whoever asks at once is refused again.
+        Kind::Crowded => fault.retry_after.unwrap_or(Duration::from_secs(10)),
+        _ => fault.retry_after?,
+    };
+    Some(wait.as_nanos().div_ceil(1_000_000_000).max(1).try_into().unwrap_or(u64::MAX))
 }

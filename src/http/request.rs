@@ -2,6 +2,7 @@
 //! the only way from it to the second: no check and no stripping can be forgotten.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request};
 
@@ -9,7 +10,7 @@ use crate::base::fault::{Fault, Kind};
 use crate::base::host::Authority;
 use crate::base::network::Networks;
 use crate::http::path::CanonicalPath;
-use crate::http::{forwarded, hop};
+use crate::http::{forwarded, forwarded_field, hop};
 
 /// How the client reached us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Arrival {
     pub local: SocketAddr,
     /// TLS or not.
     pub scheme: Scheme,
+    /// Whether the other end relays somebody whom it cannot name: what it is trusted to say, it has not said.
+    pub unnamed: bool,
 }
 
 /// Whose word about the client counts, and in which field it stands.
@@ -56,6 +59,8 @@ pub struct Trust {
     pub proxies: Networks,
     /// The field with the client's address, lower case.
     pub header: HeaderName,
+    /// Of whom `CF-Connecting-IP` is believed, as far as they are among `proxies`.
+    pub cloudflare: Networks,
 }
 
 /// The limits that a head is held to. The HTTP/1.1 guard holds the same ones before hyper reads.
@@ -124,6 +129,8 @@ pub struct UpstreamRequest {
     pub websocket: bool,
     /// Who asks.
     pub client: Client,
+    /// The user who has signed in with a password, as the password file has the name.
+    pub user: Option<Arc<[u8]>>,
 }
 
 impl ClientRequest {
@@ -151,18 +158,14 @@ impl ClientRequest {
             method = Method::GET;
             complete_handshake(&mut headers);
         }
-        let trusted = trust.proxies.contains(arrival.peer.ip());
-        let client = Client {
-            address: forwarded::client_address(arrival.peer.ip(), &headers, trust),
-            scheme: if trusted { forwarded::scheme(&headers).unwrap_or(arrival.scheme) } else { arrival.scheme },
-            trusted,
-            arrival,
-        };
-        let mut headers = hop::clean(headers, trusted, websocket);
-        if !trusted {
-            // The operator's own field for the client's address is a claim as well.
-            headers.remove(&trust.header);
+        if trust.header == header::FORWARDED
+            && trust.proxies.contains(arrival.peer.ip())
+            && forwarded_field::is_hidden(&headers)
+        {
+            return Err(malformed("the Forwarded field of a trusted proxy cannot be read"));
         }
+        let client = forwarded::client(arrival, &headers, trust);
+        let headers = hop::clean(headers, &client, trust, websocket);
         let query = uri.query().map(str::to_owned);
         Ok(ClientRequest { method, version, authority, path, query, headers, websocket, client })
     }
@@ -188,11 +191,16 @@ impl ClientRequest {
         }
         forwarded::set(&mut headers, &authority, &client);
         let path = path.unwrap_or_else(|| original.clone());
-        UpstreamRequest { method, path, original, query, headers, authority, version, websocket, client }
+        UpstreamRequest { method, path, original, query, headers, authority, version, websocket, client, user: None }
     }
 }
 
 impl UpstreamRequest {
+    /// Adds this hop to the field `Forwarded` (RFC 7239).
+    pub fn add_forwarded(&mut self) {
+        forwarded::set_forwarded(&mut self.headers, &self.authority, &self.client);
+    }
+
     /// The origin-form target (RFC 9112, section 3.2.1).
     pub fn target(&self) -> String {
         join(&self.path, self.query.as_deref())
@@ -353,6 +361,7 @@ mod tests {
             peer: "192.0.2.7:5000".parse().unwrap(),
             local: "192.0.2.1:443".parse().unwrap(),
             scheme: Scheme::Https,
+            unnamed: false,
         }
     }
 
@@ -360,6 +369,7 @@ mod tests {
         Trust {
             proxies: Networks(proxies.iter().filter_map(|p| crate::base::network::parse_network(p)).collect()),
             header: HeaderName::from_static("x-forwarded-for"),
+            cloudflare: Networks::default(),
         }
     }
 
