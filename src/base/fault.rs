@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
+use std::time::Duration;
 
 /// Whose side a fault is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,10 @@ pub enum Kind {
     Forbidden,
     /// The sockets of the route, or those of the client's address, are at their limit.
     Crowded,
+    /// The client asks more often than a limit lets it.
+    Limited,
+    /// A name and a password are asked for here, and none came that fits.
+    Unauthorized,
     /// The method is not allowed here.
     Method,
     /// The method is neither GET nor HEAD, and a file answers no other.
@@ -81,8 +86,8 @@ impl Kind {
         use Kind::*;
         match self {
             Malformed | HeadTimeout | BodyTimeout | BodyTooLarge | TargetTooLong | HeadTooLarge | Expectation
-            | UnknownCoding | UnknownProtocol | Version | Misdirected | NotFound | Forbidden | Crowded | Method
-            | ReadOnly | Gone => Side::Client,
+            | UnknownCoding | UnknownProtocol | Version | Misdirected | NotFound | Forbidden | Crowded | Limited
+            | Unauthorized | Method | ReadOnly | Gone => Side::Client,
             Internal | Storage | Stopping => Side::Edge,
             Connect | BadAnswer | ReadTimeout | SendTimeout | Truncated | Busy => Side::Upstream,
         }
@@ -96,18 +101,34 @@ pub struct Fault {
     pub kind: Kind,
     /// What happened, for the error log: no full stop, no secret.
     pub detail: Cow<'static, str>,
+    /// When it may be worth another try, where that is known.
+    pub retry_after: Option<Duration>,
+    /// The status that the file gives it, from 400 to 599; `None` is that of its kind.
+    pub status: Option<u16>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl Fault {
     /// A fault of `kind`, told by `detail`.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Fault {
-        Fault { kind, detail: detail.into(), source: None }
+        Fault { kind, detail: detail.into(), retry_after: None, status: None, source: None }
     }
 
     /// The same fault with its cause kept.
     pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Fault {
         self.source = Some(source.into());
+        self
+    }
+
+    /// The same fault, worth another try after `wait`.
+    pub fn retry_after(mut self, wait: Duration) -> Fault {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// The same fault, answered with `status`.
+    pub fn status(mut self, status: u16) -> Fault {
+        self.status = Some(status);
         self
     }
 

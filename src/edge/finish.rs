@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
@@ -12,7 +12,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::base::fault::Fault;
-use crate::edge::access::{Record, SiteLog, Upgrade};
+use crate::edge::access::{SiteLog, Upgrade};
 use crate::edge::client_body::Unread;
 use crate::edge::compress::compress;
 use crate::edge::connection::Connection;
@@ -20,6 +20,7 @@ use crate::edge::facts::Facts;
 use crate::edge::handshake::Admitted;
 use crate::edge::places::Place;
 use crate::edge::process::Process;
+use crate::edge::sign_in::User;
 use crate::edge::site::{Route, Site};
 use crate::edge::snapshot::Snapshot;
 use crate::edge::stall;
@@ -32,6 +33,9 @@ use crate::upstream::ServedBy;
 use crate::upstream::files::encoding::Accepted;
 
 pub mod farewell;
+mod line;
+
+use line::Line;
 
 /// One request on its way, as the log sees it. It is logged when it is dropped: after the last byte of the answer, or
 /// when the client has left.
@@ -72,92 +76,6 @@ impl Drop for Answering {
         self.facts.end();
         if self.tunnel {
             self.facts.close_tunnel();
-        }
-    }
-}
-
-/// What the log line needs, kept from the request.
-struct Line {
-    time: SystemTime,
-    client: IpAddr,
-    scheme: Scheme,
-    site: Option<Arc<str>>,
-    host: Option<HeaderValue>,
-    method: Method,
-    target: String,
-    path: Vec<u8>,
-    version: Option<Version>,
-    status: u16,
-    bytes_sent: u64,
-    bytes_received: u64,
-    duration: Duration,
-    referer: Option<HeaderValue>,
-    user_agent: Option<HeaderValue>,
-    upstream: Option<Arc<str>>,
-    upgrade: Upgrade,
-    close_code: Option<u16>,
-    fault: Option<String>,
-}
-
-impl Line {
-    fn new(connection: &Connection, request: &Request<Incoming>) -> Line {
-        let field = |name| request.headers().get(name).cloned();
-        let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
-        Line {
-            time: SystemTime::now(),
-            client: connection.arrival.peer.ip(),
-            scheme: connection.arrival.scheme,
-            site: None,
-            host: field(header::HOST).or_else(authority),
-            method: request.method().clone(),
-            target: request.uri().path_and_query().map_or("", |target| target.as_str()).to_owned(),
-            path: Vec::new(),
-            version: Some(request.version()),
-            status: 0,
-            bytes_sent: 0,
-            bytes_received: 0,
-            duration: Duration::ZERO,
-            referer: field(header::REFERER),
-            user_agent: field(header::USER_AGENT),
-            upstream: None,
-            upgrade: Upgrade::None,
-            close_code: None,
-            fault: None,
-        }
-    }
-
-    /// Forgets what hyper read in the place of a refused head: it was not the client's.
-    fn forget_request(&mut self) {
-        self.method = Method::default();
-        self.target = "-".to_owned();
-        self.version = None;
-        self.host = None;
-    }
-
-    fn record(&self) -> Record<'_> {
-        Record {
-            time: self.time,
-            client: self.client,
-            site: self.site.as_deref().unwrap_or_default(),
-            scheme: self.scheme.as_str(),
-            host: self.host.as_ref().map(HeaderValue::as_bytes),
-            method: if self.version.is_some() { self.method.as_str() } else { "" },
-            target: self.target.as_bytes(),
-            path: &self.path,
-            version: self.version,
-            status: self.status,
-            bytes_sent: self.bytes_sent,
-            bytes_received: self.bytes_received,
-            duration: self.duration,
-            referer: self.referer.as_ref().map(HeaderValue::as_bytes),
-            user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
-            user: None,
-            upstream: self.upstream.as_deref(),
-            upgrade: self.upgrade,
-            close_code: self.close_code,
-            fault: self.fault.as_deref(),
-            tls: None,
-            request_id: None,
         }
     }
 }
@@ -210,6 +128,11 @@ impl Journey {
         self.cache_control.clone_from(&route.cache_control);
     }
 
+    /// The user who has signed in, if one has.
+    pub fn note_user(&mut self, user: Option<&User>) {
+        self.line.user = user.cloned();
+    }
+
     /// The request is a handshake that may go to the back end.
     pub fn note_socket(&mut self, admitted: Admitted) {
         self.socket = Some(Box::new(admitted));
@@ -223,6 +146,11 @@ impl Journey {
     /// The request failed with the fault of this id.
     pub fn note_fault(&mut self, id: String) {
         self.line.fault = Some(id);
+    }
+
+    /// The site, once it is known.
+    pub fn site(&self) -> Option<&Arc<Site>> {
+        self.site.as_ref()
     }
 
     /// The site's name, for messages.
@@ -343,7 +271,8 @@ fn decorate(site: &Site, scheme: Scheme, journey: &Journey, headers: &mut Header
     if let Some(hsts) = answers.hsts.as_ref().filter(|_| scheme == Scheme::Https) {
         headers.insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
     }
-    if let Some(value) = &journey.cache_control {
+    // A fault's page has `no-store`, whatever the route says of its answers.
+    if let Some(value) = journey.cache_control.as_ref().filter(|_| journey.line.fault.is_none()) {
         headers.insert(header::CACHE_CONTROL, value.clone());
     } else if let Some(value) = answers.assets.as_ref().filter(|_| is_asset(headers)) {
         headers.entry(header::CACHE_CONTROL).or_insert_with(|| value.clone());

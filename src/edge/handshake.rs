@@ -102,11 +102,16 @@ mod tests {
         for (name, value) in fields {
             builder = builder.header(*name, *value);
         }
-        let arrival =
-            Arrival { peer: "192.0.2.7:5000".parse().unwrap(), local: "192.0.2.1:443".parse().unwrap(), scheme };
+        let arrival = Arrival {
+            peer: "192.0.2.7:5000".parse().unwrap(),
+            local: "192.0.2.1:443".parse().unwrap(),
+            scheme,
+            unnamed: false,
+        };
         let trust = Trust {
             proxies: Networks(parse_network("192.0.2.7").into_iter().collect()),
             header: HeaderName::from_static("x-forwarded-for"),
+            cloudflare: Networks(vec![]),
         };
         let limits = HeadLimits { max_uri: 8192, max_headers: 100, max_header_size: 32768 };
         let head = builder.body(()).unwrap().into_parts().0;

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::edge::access::AccessLog;
 use crate::edge::admission::Admission;
+use crate::edge::gate::Gate;
 use crate::edge::generation::Generations;
 use crate::edge::places::Places;
 use crate::edge::refusals::Refusals;
@@ -23,6 +24,8 @@ use crate::upstream::http::BackEndRegister;
 pub struct Process {
     /// What the file says, replaced whole by a reload.
     pub snapshot: ArcSwap<Snapshot>,
+    /// Rung when it was replaced, for whoever does what the file says beside requests.
+    pub replaced: Notify,
     /// Which configurations are in memory.
     pub generations: Generations,
     /// The certificates in use.
@@ -42,6 +45,8 @@ pub struct Process {
     pub places: Places,
     /// What was refused to sockets.
     pub refused: Refusals,
+    /// Who has asked how often, and who has signed in.
+    pub gate: Arc<Gate>,
     /// Load and health of back ends, by address.
     pub back_ends: Arc<BackEndRegister>,
     /// The access log's writer.
@@ -64,8 +69,11 @@ impl Process {
     ) -> Process {
         let generations = Generations::default();
         generations.enter(&snapshot.generation);
+        back_ends.resolver().ask(&snapshot.resolvers);
         Process {
+            gate: snapshot.gate.clone(),
             snapshot: ArcSwap::from_pointee(snapshot),
+            replaced: Notify::new(),
             generations,
             certificates,
             challenges,
@@ -85,7 +93,9 @@ impl Process {
     /// Puts `snapshot` in force.
     pub fn replace(&self, snapshot: Snapshot) {
         self.generations.enter(&snapshot.generation);
+        self.back_ends.resolver().ask(&snapshot.resolvers);
         self.snapshot.store(Arc::new(snapshot));
+        self.replaced.notify_one();
     }
 
     /// A socket that was let in by `snapshot` is in the register.
@@ -96,10 +106,9 @@ impl Process {
     }
 
     /// What was refused since the start, in a phrase, and how often: `doorward sockets` shows it.
-    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
-        let mut all = self.refused.list();
-        all.extend(self.admission.refused());
-        all
+    pub fn refusals(&self) -> Vec<(String, u64)> {
+        let own = self.refused.list().into_iter().chain(self.admission.refused());
+        own.map(|(name, count)| (name.to_owned(), count)).chain(self.gate.limits.refused()).collect()
     }
 
     /// An id for one failure: on the error page, in the error log and in the access log.

@@ -23,10 +23,12 @@ pub enum Refused {
     BadFrames,
     /// A client that did not answer a Ping.
     DeadClient,
+    /// A trusted proxy's connection without a PROXY head, or with one that cannot be read.
+    ProxyHead,
 }
 
 /// Name and place of each reason.
-const REASONS: [(&str, Refused); 7] = [
+const REASONS: [(&str, Refused); 8] = [
     ("sockets refused by origins", Refused::Origin),
     ("sockets refused by websocket.max_connections", Refused::Sockets),
     ("sockets refused by websocket.max_connections_per_ip", Refused::SocketsOfAddress),
@@ -34,6 +36,7 @@ const REASONS: [(&str, Refused); 7] = [
     ("sockets closed by message_rate", Refused::MessageRate),
     ("sockets closed for frames that cannot be read", Refused::BadFrames),
     ("sockets closed for a Ping without an answer", Refused::DeadClient),
+    ("connections of trusted proxies closed for want of a PROXY head", Refused::ProxyHead),
 ];
 
 /// The counters of the process.

@@ -38,7 +38,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
         // RFC 9110, section 9.3.6: "Any 2xx (Successful) response indicates that the sender … will switch to tunnel mode".
         Ok(Reply::Response(response)) if connect && response.status().is_success() => {
             let fault = Fault::new(Kind::BadAnswer, "the back end took a WebSocket handshake for a plain request");
-            fault_page(&connection, &mut journey, &fault)
+            Box::pin(fault_page(&connection, &mut journey, &fault)).await
         }
         Ok(Reply::Response(response)) => response,
         Ok(Reply::Switched(switched)) => {
@@ -47,7 +47,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
             process.note_socket(&snapshot);
             return Ok(answer);
         }
-        Err(fault) => fault_page(&connection, &mut journey, &fault),
+        Err(fault) => Box::pin(fault_page(&connection, &mut journey, &fault)).await,
     };
     // A client that waits for 100 (Continue) has not sent its body, and asking for it now would be an answer. Of a
     // body that the guard refused nothing more comes.
@@ -84,6 +84,7 @@ async fn travel(
     if let Some(response) = redirect::elsewhere(site, connection, &request) {
         return Ok(Reply::Response(response));
     }
+    site.check(&request)?;
     let route = site.route(&request)?;
     journey.note_route(route);
     if let Err(fault) = site.check_socket(route, &request) {
@@ -92,9 +93,16 @@ async fn travel(
         }
         return Err(fault);
     }
-    if let Some(status) = route.denies(&request) {
-        return Ok(Reply::Response(redirect::respond(status, Default::default(), "")));
+    let gates = site.gates(route, &request);
+    for gate in gates.iter().flatten() {
+        gate.check(&request)?;
     }
+    let mut user = None;
+    for file in gates.iter().flatten().filter_map(|gate| gate.passwords.as_ref()) {
+        let sign_in = &connection.process.gate.sign_in;
+        user = Some(Box::pin(sign_in.check(file, &request.headers, request.client.address)).await?);
+    }
+    journey.note_user(user.as_ref());
     if let Some(rules) = route.socket.as_ref().filter(|_| request.websocket) {
         journey.note_socket(rules.admit(&request, &connection.process, snapshot.timeouts.write)?);
     }
@@ -102,6 +110,10 @@ async fn travel(
     let fields = FileFields::keep(site, &request);
     let path = route.rewrite(&request.path);
     let mut request = request.forward(path, route.takes_sockets());
+    request.user = user;
+    if site.forwarded {
+        request.add_forwarded();
+    }
     site.request_headers.apply(&mut request.headers);
     let reply = Box::pin(send(connection, site, route, request, body)).await?;
     accel::follow(site, &fields, reply)
@@ -122,7 +134,9 @@ async fn send(
             redirect::answer(pattern.as_ref(), to, *status, &request).map(Reply::Response)
         }
         Action::Respond { status, body, content_type } => {
-            Ok(Reply::Response(redirect::respond(*status, body.clone(), content_type)))
+            let response = redirect::respond(*status, body.clone(), content_type);
+            // As with nginx: what the file says in words is the answer, a bare status is an error like others.
+            Ok(Reply::Response(if body.is_empty() { site.error_pages.dress(response).await } else { response }))
         }
         Action::Files { files, php, http } => match files.find(&request.path, &request.method)? {
             Found::File(file) => {
@@ -133,7 +147,10 @@ async fn send(
             Found::Redirect(status) => {
                 Ok(Reply::Response(folder_redirect(status, &request.original, request.query.as_deref())))
             }
-            Found::Status(status) => Ok(Reply::Response(redirect::respond(status, Default::default(), ""))),
+            Found::Status(status) => {
+                let response = redirect::respond(status, Default::default(), "");
+                Ok(Reply::Response(site.error_pages.dress(response).await))
+            }
             Found::Script(script) => match php {
                 Some(php) => php.send(request, body, script, &worker.fastcgi).await.map(Reply::Response),
                 None => Err(Fault::new(Kind::NotFound, "a script, but the route has no php")),
@@ -155,12 +172,11 @@ fn limit(body: ClientBody, length: Option<&::http::HeaderValue>, max: Option<u64
     Ok(Body::stream(Limited::new(body, max)))
 }
 
-/// The page for a fault, and its line in the error log.
-fn fault_page(connection: &Connection, journey: &mut Journey, fault: &Fault) -> Response<Body> {
+/// The page for a fault, the site's own if it has one, and its line in the error log.
+async fn fault_page(connection: &Connection, journey: &mut Journey, fault: &Fault) -> Response<Body> {
     let id = connection.process.next_id();
-    let status = reply::status(fault.kind).as_u16();
-    let (site, client) = (journey.site_name(), journey.client());
-    let path = journey.path();
+    let status = reply::status(fault).as_u16();
+    let (site, client, path) = (journey.site_name(), journey.client(), journey.path());
     match fault.side() {
         // What clients do wrong is in the access log; here it would only be a way to fill the disk.
         Side::Client => tracing::debug!(id, site, %client, path, status, "{fault}"),
@@ -176,7 +192,12 @@ fn fault_page(connection: &Connection, journey: &mut Journey, fault: &Fault) -> 
         // What follows on a connection whose framing is in doubt is never read.
         close(response.headers_mut(), connection);
     }
-    response
+    let Some(site) = journey.site() else { return response };
+    if fault.kind == Kind::Unauthorized {
+        // RFC 9110, section 15.5.2: "The server generating a 401 response MUST send a WWW-Authenticate header field".
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, site.challenge.clone());
+    }
+    site.error_pages.dress(response).await
 }
 
 fn close(headers: &mut HeaderMap, connection: &Connection) {

@@ -9,11 +9,14 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::base::fault::{Fault, Kind};
 use crate::base::host::Host;
-use crate::base::network::Networks;
 use crate::base::pattern::PathPattern;
 use crate::edge::access::SiteLog;
+use crate::edge::error_pages::ErrorPages;
+use crate::edge::gate::Addresses;
 use crate::edge::generation::Generation;
 use crate::edge::handshake::SocketRules;
+use crate::edge::limits::Limit;
+use crate::edge::password_file::PasswordFile;
 use crate::http::path::CanonicalPath;
 use crate::http::request::ClientRequest;
 use crate::route::{Asked, Rule, RuleTable};
@@ -34,8 +37,18 @@ pub struct Site {
     pub redirects_plain: bool,
     /// The port of https that redirects lead to.
     pub https_port: u16,
+    /// Who may see it.
+    pub addresses: Addresses,
+    /// What all of its requests are held to.
+    pub limit: Option<Limit>,
+    /// What asks for a name and a password.
+    pub challenge: HeaderValue,
+    /// Pages in place of Doorward's own.
+    pub error_pages: ErrorPages,
     /// Bytes of a request body; `None` is no limit.
     pub max_body: Option<u64>,
+    /// Whether back ends get the Forwarded field of RFC 7239 as well.
+    pub forwarded: bool,
     /// What back ends get beside the client's own fields.
     pub request_headers: Edits,
     /// What is done to every answer.
@@ -57,10 +70,16 @@ pub struct Site {
 pub struct Route {
     /// What it is called in `explain`: `websocket /socket.io/*`.
     pub label: String,
-    /// Who may; `None` is everybody.
-    pub allow: Option<Networks>,
+    /// Who may.
+    pub addresses: Addresses,
     /// What the others get.
     pub deny_status: u16,
+    /// Whether it takes what no path of the file names: the site itself, and `upgrade = "any"`.
+    pub takes_the_rest: bool,
+    /// What requests are held to beside the site's limit; of a websocket block, handshakes alone.
+    pub limit: Option<Limit>,
+    /// The users who may; `None` asks nobody.
+    pub passwords: Option<Arc<PasswordFile>>,
     /// How the path changes.
     pub rewrite: Option<Rewrite>,
     /// Set where upgrades are taken: what is asked of them.
@@ -161,6 +180,12 @@ impl Site {
         !self.aliases.is_empty() && self.aliases.contains(host)
     }
 
+    /// Refuses a client that may not come here, or not as often.
+    pub fn check(&self, request: &ClientRequest) -> Result<(), Fault> {
+        self.addresses.check(request.client.address, 403)?;
+        self.limit.as_ref().map_or(Ok(()), |limit| limit.count(request))
+    }
+
     /// Whether `request`, unless it is a socket over HTTP/2, may go to `route`. Such a one is a socket or nothing: it
     /// is refused where HTTP/1.1's handshake would go on as a plain request.
     pub fn check_socket(&self, route: &Route, request: &ClientRequest) -> Result<(), Fault> {
@@ -177,6 +202,22 @@ impl Site {
         Ok(())
     }
 
+    /// Whose rules a request to `route` is held to: its own, and where it was found by no path of its own, also those of
+    /// what a destination may take it for. An application may answer a handshake as the plain request that it is as well,
+    /// and PHP takes what stands behind a script's name for the page that is asked for.
+    pub fn gates<'s>(&'s self, route: &'s Route, request: &ClientRequest) -> [Option<&'s Route>; 3] {
+        if !route.takes_the_rest {
+            return [Some(route), None, None];
+        }
+        let plain = |path| {
+            let asked = Asked { path, method: request.method.as_str(), websocket: false };
+            self.rules.find(asked).map(|rule| &rule.target).filter(|other| !std::ptr::eq(*other, route))
+        };
+        let path = request.path.decoded();
+        let handshake = if request.websocket { plain(path) } else { None };
+        [Some(route), handshake, behind_script(path).and_then(plain)]
+    }
+
     /// The route of a request.
     pub fn route(&self, request: &ClientRequest) -> Result<&Route, Fault> {
         let rule = self.rules.find(Asked {
@@ -190,10 +231,16 @@ impl Site {
 }
 
 impl Route {
-    /// Whether the route is open to the client; if not, the status that it is denied with.
-    pub fn denies(&self, request: &ClientRequest) -> Option<u16> {
-        let allowed = self.allow.as_ref().is_none_or(|allow| allow.contains(request.client.address));
-        (!allowed).then_some(self.deny_status)
+    /// Refuses a client that may not come here, or not as often.
+    pub fn check(&self, request: &ClientRequest) -> Result<(), Fault> {
+        self.addresses.check(request.client.address, self.deny_status)?;
+        self.limit(request).map_or(Ok(()), |limit| limit.count(request))
+    }
+
+    /// The limit of its own that `request` is held to. Long polling goes the way of a socket, too, but is no handshake:
+    /// only the site's limit holds for it.
+    pub fn limit(&self, request: &ClientRequest) -> Option<&Limit> {
+        self.limit.as_ref().filter(|_| self.socket.is_none() || request.websocket)
     }
 
     /// Whether WebSocket handshakes go through.
@@ -206,4 +253,10 @@ impl Route {
         let Rewrite { strip, put } = self.rewrite.as_ref()?;
         path.replace_prefix(strip, put)
     }
+}
+
+/// What stands behind the first segment that ends in `.php`, as PATH_INFO: `/login` of `/index.php/login`.
+fn behind_script(path: &[u8]) -> Option<&[u8]> {
+    let end = memchr::memmem::find(path, b".php/")?;
+    path.get(end + b".php".len()..)
 }

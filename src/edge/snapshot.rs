@@ -2,6 +2,7 @@
 //! in the data path that knows the configuration.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -13,15 +14,18 @@ use crate::config::{self, Certificate, Config, Plain, Site as SiteConfig};
 use crate::edge::access::format::{Format, InvalidTemplate, Template};
 use crate::edge::access::sink::Target;
 use crate::edge::access::{AccessLog, SiteLog};
+use crate::edge::gate::Gate;
 use crate::edge::generation::Generation;
-use crate::edge::site::Site;
+use crate::edge::site::{Action, Site};
 use crate::http::request::{HeadLimits, Trust};
 use crate::route::HostTable;
 use crate::upstream::files::root::Root;
-use crate::upstream::http::{BackEndRegister, UpstreamTlsError};
+use crate::upstream::http::{BackEndRegister, HttpUpstream, UpstreamTlsError, Watch};
 
 mod destination;
 mod rules;
+
+pub use destination::settings as upstream_settings;
 
 /// See the module.
 pub struct Snapshot {
@@ -33,6 +37,8 @@ pub struct Snapshot {
     without_http2_sockets: Vec<Host>,
     /// Whose word about the client counts.
     pub trust: Trust,
+    /// Whether connections of trusted proxies begin with a PROXY head.
+    pub proxy_protocol: bool,
     /// The limits of a head.
     pub limits: HeadLimits,
     /// How long is waited for whom.
@@ -43,6 +49,12 @@ pub struct Snapshot {
     pub tls: Arc<rustls::ServerConfig>,
     /// Where another ACME client leaves its challenges.
     pub webroot: Option<Root>,
+    /// Who is asked for the addresses of back ends; none are the system's.
+    pub resolvers: Vec<SocketAddr>,
+    /// What of limits and passwords outlives it.
+    pub gate: Arc<Gate>,
+    /// What is to be asked of back ends again and again; none asks the same as another.
+    pub watches: Vec<Arc<Watch>>,
 }
 
 /// What a connection keeps of the configuration that it began under.
@@ -92,6 +104,8 @@ pub struct Surroundings<'a> {
     pub ports: &'a HashMap<ListenAddress, u16>,
     /// Load of back ends.
     pub back_ends: &'a BackEndRegister,
+    /// Who has asked how often, and who has signed in.
+    pub gate: &'a Arc<Gate>,
     /// What TLS listeners speak.
     pub tls: Arc<rustls::ServerConfig>,
     /// What writes the access log; `None` writes none.
@@ -104,8 +118,12 @@ impl Snapshot {
     /// Builds what `config` means. Reads the certificates that back ends are verified with.
     pub fn build(config: &Config, surroundings: Surroundings<'_>) -> Result<Snapshot, BuildError> {
         let mut listeners: HashMap<ListenAddress, HostTable<Arc<Site>>> = HashMap::new();
+        let mut watches: HashMap<Arc<str>, Arc<Watch>> = HashMap::new();
         for site in &config.sites {
             let built = Arc::new(rules::build(config, site, &surroundings)?);
+            for watch in upstreams(&built).flat_map(HttpUpstream::watches) {
+                watches.insert(Arc::clone(watch.key()), Arc::clone(watch));
+            }
             for address in addresses_of(config, site) {
                 let table = listeners.entry(address).or_default();
                 for host in &site.hosts {
@@ -129,7 +147,9 @@ impl Snapshot {
             trust: Trust {
                 proxies: server.trusted_proxies.clone(),
                 header: header_name(&server.client_ip_header).unwrap_or(HeaderName::from_static("x-forwarded-for")),
+                cloudflare: config::cloudflare(),
             },
+            proxy_protocol: server.proxy_protocol,
             limits: HeadLimits {
                 max_uri: config.limits.max_uri,
                 max_headers: config.limits.max_headers,
@@ -138,7 +158,10 @@ impl Snapshot {
             timeouts: config.timeouts,
             log: site_log(config, surroundings.access, config.log.access.as_ref(), &[])?,
             tls: surroundings.tls,
+            gate: surroundings.gate.clone(),
             webroot: config.acme.webroot.clone().map(Root::new),
+            resolvers: server.resolvers.clone(),
+            watches: watches.into_values().collect(),
         })
     }
 
@@ -159,6 +182,15 @@ impl Snapshot {
         self.site(listener, host).is_some_and(|site| site.http2_sockets)
             && !self.without_http2_sockets.iter().any(covers)
     }
+}
+
+/// Everything at `site` that has HTTP back ends.
+fn upstreams(site: &Site) -> impl Iterator<Item = &HttpUpstream> {
+    site.rules.rules().iter().filter_map(|rule| match &rule.target.action {
+        Action::Http(upstream) => Some(upstream),
+        Action::Files { http, .. } => http.as_ref(),
+        _ => None,
+    })
 }
 
 /// A host that `pattern` stands for.

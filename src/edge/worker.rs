@@ -157,7 +157,8 @@ async fn at(time: Option<Instant>) {
 }
 
 /// An idle FastCGI connection holds an FPM worker: it goes when its time is over, also where no request comes by. So
-/// does what a crowd of tunnels had in common. Tunnels whose deadline is near set their own timers. What was refused meanwhile is told.
+/// does what a crowd of tunnels had in common. Tunnels whose deadline is near are woken to set timers of their own. What
+/// was refused meanwhile is told.
 async fn sweep(worker: Rc<Worker>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -167,6 +168,8 @@ async fn sweep(worker: Rc<Worker>) {
         }
         worker.farewells.sweep();
         worker.process.tunnels.wake_due(Instant::now());
-        worker.process.admission.report(std::time::Instant::now()).iter().for_each(|line| tracing::warn!("{line}"));
+        let now = std::time::Instant::now();
+        let (clients, limits) = (worker.process.admission.report(now), worker.process.gate.limits.report(now));
+        clients.iter().chain(&limits).for_each(|line| tracing::warn!("{line}"));
     }
 }

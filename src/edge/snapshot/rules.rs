@@ -1,17 +1,24 @@
 //! One site of the file: its rules in their order, and what it does to requests and answers.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
 use super::destination::Destinations;
 use super::{BuildError, Surroundings, header_name, site_log};
+use crate::base::gcra::Gcra;
 use crate::base::host::{Host, HostPattern};
 use crate::base::pattern::PathPattern;
 use crate::config::{self, Api, Config, Plain, Preset, Site as SiteConfig, UpgradeRule};
+use crate::edge::error_pages::ErrorPages;
+use crate::edge::gate::Addresses;
 use crate::edge::handshake::SocketRules;
+use crate::edge::limits::Limit;
+use crate::edge::password_file::PasswordFile;
 use crate::edge::places::PlaceLimits;
+use crate::edge::sign_in;
 use crate::edge::site::{Action, AnswerPolicy, Edits, Rewrite, Route, Site};
 use crate::route::{Matcher, Rule, RuleTable};
 use crate::tunnel;
@@ -19,7 +26,7 @@ use crate::upstream::files::root::Root;
 
 /// Builds `site`.
 pub(super) fn build(config: &Config, site: &SiteConfig, surroundings: &Surroundings<'_>) -> Result<Site, BuildError> {
-    let rules = Rules { site, to: Destinations { config, site, surroundings } };
+    let rules = Rules { config, site, to: Destinations { config, site, surroundings } };
     let canonical = site.hosts.iter().find_map(|pattern| match pattern {
         HostPattern::Exact(host) => Some(host.clone()),
         HostPattern::AtOrBelow(host) => Some(host.clone()),
@@ -36,7 +43,12 @@ pub(super) fn build(config: &Config, site: &SiteConfig, surroundings: &Surroundi
         aliases: site.aliases.iter().cloned().collect::<HashSet<Host>>(),
         redirects_plain: site.plain == Plain::Redirect,
         https_port: https.map_or(443, |a| surroundings.ports.get(a).copied().unwrap_or(a.port)),
+        addresses: Addresses { allow: site.access.allow.clone(), deny: site.access.deny.clone() },
+        limit: rules.limit(site.limit.as_deref()),
+        challenge: sign_in::challenge(&site.name),
+        error_pages: error_pages(site),
         max_body: site.max_body,
+        forwarded: site.forwarded,
         request_headers: edits(&site.request_headers),
         answers: answers(site),
         accel: site.accel.iter().map(|(prefix, folder)| (prefix.clone(), Root::new(folder))).collect(),
@@ -50,6 +62,7 @@ pub(super) fn build(config: &Config, site: &SiteConfig, surroundings: &Surroundi
 
 /// The rules of a site.
 struct Rules<'a> {
+    config: &'a Config,
     site: &'a SiteConfig,
     to: Destinations<'a>,
 }
@@ -60,12 +73,13 @@ impl Rules<'_> {
     fn in_order(&self) -> Result<Vec<Rule<Route>>, BuildError> {
         let mut rules = Vec::new();
         for socket in &self.site.websockets {
+            // Before the paths: a wide one of them does not open it.
+            if socket.preset == Preset::Pusher {
+                rules.push(self.api_rule(socket)?);
+            }
             for path in &socket.paths {
                 let required = socket.upgrade == UpgradeRule::Required;
                 rules.push(self.socket_rule(socket, path, required, format!("websocket {path}"))?);
-            }
-            if socket.preset == Preset::Pusher {
-                rules.push(self.api_rule(socket)?);
             }
         }
         for redirect in &self.site.redirects {
@@ -74,16 +88,20 @@ impl Rules<'_> {
                 to: redirect.to.clone(),
                 status: redirect.status,
             };
-            rules.push(rule(redirect.from.clone(), route(format!("redirect {}", redirect.from), action)));
+            rules.push(rule(redirect.from.clone(), self.route(format!("redirect {}", redirect.from), action)));
         }
         for socket in self.site.websockets.iter().filter(|socket| socket.upgrade == UpgradeRule::Any) {
-            rules.push(self.socket_rule(socket, &everything(), true, "websocket upgrade = \"any\"".to_owned())?);
+            let label = "websocket upgrade = \"any\"".to_owned();
+            let mut any = self.socket_rule(socket, &everything(), true, label)?;
+            any.target.takes_the_rest = true;
+            rules.push(any);
         }
         for configured in &self.site.routes {
             rules.push(self.route_rule(configured)?);
         }
         if let Some(action) = self.to.application()? {
-            rules.push(rule(everything(), route("the site itself".to_owned(), action)));
+            let target = Route { takes_the_rest: true, ..self.route("the site itself".to_owned(), action) };
+            rules.push(rule(everything(), target));
         }
         Ok(rules)
     }
@@ -95,7 +113,8 @@ impl Rules<'_> {
         upgrade: bool,
         label: String,
     ) -> Result<Rule<Route>, BuildError> {
-        let mut to = route(label, Action::Http(self.to.http(&socket.upstream)?));
+        let mut to = self.route(label, Action::Http(self.to.http(&socket.upstream)?));
+        to.limit = self.limit(socket.limit.as_deref());
         to.socket = Some(SocketRules {
             block: self.block_name(socket).into(),
             places: PlaceLimits { all: socket.max_connections, per_address: socket.max_connections_per_ip },
@@ -123,13 +142,50 @@ impl Rules<'_> {
         let path = PathPattern::Below("/apps".to_owned());
         let label = "websocket api /apps/*".to_owned();
         Ok(match &socket.api {
-            Api::Closed => rule(path, route(label, respond(404))),
+            Api::Closed => rule(path, self.route(label, respond(404))),
             Api::Open => self.socket_rule(socket, &path, false, label)?,
             Api::Only(networks) => {
                 let mut open = self.socket_rule(socket, &path, false, label)?;
-                open.target.allow = Some(networks.clone());
+                open.target.addresses.allow = Some(networks.clone());
                 open
             }
+        })
+    }
+
+    /// A route that is open to whom the site is.
+    fn route(&self, label: String, action: Action) -> Route {
+        Route {
+            label,
+            addresses: Addresses::default(),
+            deny_status: 403,
+            takes_the_rest: false,
+            limit: None,
+            passwords: self.passwords(),
+            rewrite: None,
+            socket: None,
+            cache_control: None,
+            action,
+        }
+    }
+
+    /// The site's users.
+    fn passwords(&self) -> Option<Arc<PasswordFile>> {
+        self.site.access.basic_auth.as_deref().map(|file| self.to.surroundings.gate.sign_in.file(file))
+    }
+
+    /// The limit of this name; a checked file has every one that it names.
+    fn limit(&self, name: Option<&str>) -> Option<Limit> {
+        let limit = self.config.rate_limits.iter().find(|limit| Some(limit.name.as_str()) == name)?;
+        let name: Arc<str> = limit.name.as_str().into();
+        Some(Limit {
+            field: match &limit.key {
+                config::LimitKey::ClientIp => None,
+                config::LimitKey::Header(name) => header_name(name),
+            },
+            rate: Gcra::new(limit.rate, limit.burst),
+            status: limit.status,
+            table: self.to.surroundings.gate.limits.table(&name),
+            name,
         })
     }
 
@@ -163,14 +219,27 @@ impl Rules<'_> {
             }),
         };
         let target = Route {
-            allow: configured.allow.clone(),
+            addresses: Addresses { allow: configured.allow.clone(), deny: configured.deny.clone() },
             deny_status: configured.deny_status,
+            // The site has counted its own already.
+            limit: self.limit(configured.limit.as_deref().filter(|name| self.site.limit.as_deref() != Some(name))),
+            passwords: match &configured.basic_auth {
+                config::BasicAuth::Site => self.passwords(),
+                config::BasicAuth::Off => None,
+                config::BasicAuth::File(file) => Some(self.to.surroundings.gate.sign_in.file(file)),
+            },
             rewrite,
             cache_control: configured.cache_control.as_deref().and_then(|v| HeaderValue::from_str(v).ok()),
-            ..route(format!("route {name}"), action)
+            ..self.route(format!("route {name}"), action)
         };
         Ok(Rule { matcher, methods: configured.methods.clone(), upgrade: false, target })
     }
+}
+
+fn error_pages(site: &SiteConfig) -> ErrorPages {
+    let Some(root) = &site.root else { return ErrorPages::default() };
+    let pages = site.error_pages.iter().map(|(statuses, file)| (statuses.first..=statuses.last, file.clone()));
+    ErrorPages::new(&Arc::new(Root::new(root)), pages)
 }
 
 fn everything() -> PathPattern {
@@ -179,10 +248,6 @@ fn everything() -> PathPattern {
 
 fn rule(path: PathPattern, target: Route) -> Rule<Route> {
     Rule { matcher: Matcher::Path(path), methods: Vec::new(), upgrade: false, target }
-}
-
-fn route(label: String, action: Action) -> Route {
-    Route { label, allow: None, deny_status: 403, rewrite: None, socket: None, cache_control: None, action }
 }
 
 fn respond(status: u16) -> Action {
@@ -205,7 +270,7 @@ fn answers(site: &SiteConfig) -> AnswerPolicy {
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect(),
         hsts: site.hsts.and_then(|age| max_age("", age)),
-        assets: site.assets.and_then(|age| max_age("public, ", age)),
+        assets: site.assets.and_then(|age| max_age("", age)),
         compress: site.compress,
     }
 }
