@@ -72,6 +72,11 @@ pub enum Command {
     /// One line for each WebSocket that is open: where it comes from and goes to, for how long, and what went through
     /// it. Without filters all are shown, the oldest first.
     Sockets(Box<Sockets>),
+    /// Show back ends: which are left out, and why
+    ///
+    /// One line for each that speaks HTTP: whether it gets requests, how many requests and sockets are on it, how many
+    /// failed, and what the last probe said. `trial` is one that takes connections again and has yet to answer.
+    Upstreams(Upstreams),
     /// Print the configuration in force
     ///
     /// In the format of the file: included files joined, defaults filled in, secrets masked.
@@ -205,6 +210,14 @@ pub struct Sockets {
     /// What to do beside showing them.
     #[command(subcommand)]
     pub command: Option<SocketsCommand>,
+}
+
+/// Options of `upstreams`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Upstreams {
+    /// Print one JSON object for each back end, for scripts
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which sockets: those that every given condition holds for.

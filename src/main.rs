@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use doorward::admin::control::{self, ControlError, Request};
 use doorward::admin::sockets::Selection;
 use doorward::admin::sockets::ask::{self, Closing, Shown};
+use doorward::admin::upstreams;
 use doorward::args::{Arguments, Cert, Command, DEFAULT_CONFIG, SocketFilter, Sockets, SocketsCommand};
 use doorward::config::{self, Config};
 use doorward::demo::{self, DemoBackEnds};
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Some(Command::Cert(Cert::Renew(which))) => ask(file, Request::Renew(&which.name), ""),
         Some(Command::Cert(Cert::Test(which))) => ask(file, Request::Test(&which.name), ""),
         Some(Command::Sockets(options)) => sockets(file, *options),
+        Some(Command::Upstreams(options)) => list_upstreams(file, options.json),
         Some(Command::Config) => show(file),
         Some(Command::Explain(asked)) => {
             with_config(file, |config| print(explain::explain(config, &asked.method, &asked.url, &asked.headers)))
@@ -101,8 +103,7 @@ fn sockets(file: &Path, options: Sockets) -> ExitCode {
     let path = socket_path(file);
     let Sockets { filter, json, limit, command } = options;
     let Some(SocketsCommand::Close(close)) = command else {
-        let width = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
-        let shown = Shown { json, limit, width: width.filter(|width| *width > 0) };
+        let shown = Shown { json, limit, width: width() };
         return finish(ask::list(&path, selection(filter), shown, &mut io::stdout().lock()));
     };
     if filter != SocketFilter::default() || json || limit.is_some() {
@@ -116,6 +117,19 @@ fn sockets(file: &Path, options: Sockets) -> ExitCode {
         over: close.over,
     };
     finish(ask::close(&path, closing, &mut io::stdout().lock()))
+}
+
+fn list_upstreams(file: &Path, json: bool) -> ExitCode {
+    match upstreams::ask(&socket_path(file), upstreams::Shown { json, width: width() }) {
+        Ok(outcome) => print(outcome),
+        Err(error) => fail(error),
+    }
+}
+
+/// Columns of the terminal, if there is one.
+fn width() -> Option<usize> {
+    let width = rustix::termios::tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
+    width.filter(|width| *width > 0)
 }
 
 fn selection(filter: SocketFilter) -> Selection {

@@ -1,8 +1,8 @@
 //! The control socket: a unix socket that `doorward reload`, `doorward cert` and `doorward sockets` speak to. Its folder
 //! is 0700 and its file 0600; and whoever gets there all the same is asked by the kernel who they are.
 //!
-//! One line in (`reload`, `cert list`, `cert renew NAME`, `cert test NAME`, `sockets list …`, `sockets close …`), one line of
-//! outcome out (`ok` or `failed`), then text for the person who asked.
+//! One line in (`reload`, `upstreams`, `cert list`, `cert renew NAME`, `cert test NAME`, `sockets list …`,
+//! `sockets close …`), one line of outcome out (`ok` or `failed`), then text for the person who asked.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::acme::renewals::Renewals;
 use crate::admin::sockets::serve as live;
+use crate::admin::upstreams;
 use crate::edge::process::Process;
 
 /// How long a client of the socket may take to say what it wants.
@@ -199,6 +200,7 @@ async fn answer(
     let words: Vec<&str> = line.split_whitespace().collect();
     let outcome = match words.as_slice() {
         ["reload"] => reload_by(&reloads).await,
+        ["upstreams"] => Ok(upstreams::list(&process.back_ends)),
         ["cert", "list"] => Ok(renewals.list()),
         ["cert", "renew", name] => within(ORDER, renewals.renew(name)).await,
         ["cert", "test", name] => within(ORDER, renewals.test(name)).await,
@@ -229,6 +231,8 @@ async fn within(limit: Duration, outcome: impl Future<Output = Outcome>) -> Outc
 pub enum Request<'a> {
     /// Read the file again.
     Reload,
+    /// Show the back ends.
+    Upstreams,
     /// Show the certificates.
     List,
     /// Renew the certificate of this host or site.
@@ -241,6 +245,7 @@ impl Request<'_> {
     fn line(self) -> String {
         match self {
             Request::Reload => "reload\n".to_owned(),
+            Request::Upstreams => "upstreams\n".to_owned(),
             Request::List => "cert list\n".to_owned(),
             Request::Renew(name) => format!("cert renew {name}\n"),
             Request::Test(name) => format!("cert test {name}\n"),
@@ -249,7 +254,7 @@ impl Request<'_> {
 
     fn patience(self) -> Duration {
         match self {
-            Request::Reload | Request::List => RELOAD + PATIENCE,
+            Request::Reload | Request::Upstreams | Request::List => RELOAD + PATIENCE,
             Request::Renew(_) | Request::Test(_) => ORDER + PATIENCE,
         }
     }

@@ -4,3 +4,4 @@ pub mod control;
 pub mod sockets;
 #[cfg(test)]
 mod testing;
+pub mod upstreams;

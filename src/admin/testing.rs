@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::config;
 use crate::edge::access::AccessLog;
 use crate::edge::admission::{Admission, Limits};
+use crate::edge::gate::Gate;
 use crate::edge::generation::Generation;
 use crate::edge::process::Process;
 use crate::edge::snapshot::{Snapshot, Surroundings};
@@ -26,6 +27,7 @@ pub(super) fn process() -> Arc<Process> {
     let surroundings = Surroundings {
         ports: &HashMap::new(),
         back_ends: &back_ends,
+        gate: &Gate::new(),
         tls: policy::server_config(&policy, certificates.clone(), &tickets).unwrap(),
         access: None,
         generation: Generation::new(1),

@@ -1,16 +1,22 @@
-//! Whether those who stand behind the sites can be reached.
+//! Whether those who stand behind the sites can be reached, and are well.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::ToSocketAddrs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::task::{JoinSet, LocalSet};
 
 use super::Finding;
 use super::files::why_not;
 use crate::base::address::Endpoint;
+use crate::base::fault::Causes;
 use crate::config::{Action, Application, Config, HttpUpstream, Php, Site};
+use crate::edge::snapshot::upstream_settings;
+use crate::upstream::http::{self, BackEndRegister, ProbeError, Watch};
 
 /// How long a TCP back end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -26,12 +32,81 @@ pub(super) fn check(config: &Config, findings: &mut Vec<Finding>) {
             }
         }
     }
+    findings.extend(probe(config));
+}
+
+/// Asks every `health.path` once, all together. Who cannot be connected to is told above.
+fn probe(config: &Config) -> Vec<Finding> {
+    let register = BackEndRegister::new();
+    let mut known = HashSet::new();
+    let mut asked: Vec<(&str, Arc<Watch>)> = Vec::new();
+    for site in &config.sites {
+        for upstream in upstreams(site).filter(|upstream| upstream.health.probe.is_some()) {
+            // What is wrong with its TLS was told before.
+            let Ok(built) = http::HttpUpstream::new(upstream_settings(config, site, upstream), &register) else {
+                continue;
+            };
+            let new = built.watches().iter().filter(|watch| known.insert(Arc::clone(watch.key())));
+            asked.extend(new.map(|watch| (site.name.as_str(), Arc::clone(watch))));
+        }
+    }
+    if asked.is_empty() {
+        return Vec::new();
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![Finding::warning(None, format!("back ends cannot be asked: {error}"), "")],
+    };
+    let told = LocalSet::new().block_on(&runtime, async {
+        let mut asking = JoinSet::new();
+        for (place, (site, watch)) in asked.into_iter().enumerate() {
+            let site = site.to_owned();
+            asking.spawn_local(async move {
+                let outcome = watch.ask().await;
+                (place, outcome.err().and_then(|error| unwell(&site, &watch, &error)))
+            });
+        }
+        asking.join_all().await
+    });
+    // A name that is being looked up is not waited for.
+    runtime.shutdown_background();
+    let mut told: Vec<_> = told.into_iter().filter_map(|(place, finding)| Some((place, finding?))).collect();
+    told.sort_by_key(|(place, _)| *place);
+    told.into_iter().map(|(_, finding)| finding).collect()
+}
+
+fn unwell(site: &str, watch: &Watch, error: &ProbeError) -> Option<Finding> {
+    if matches!(error, ProbeError::Connect(_)) {
+        return None;
+    }
+    let what = if watch.probe().websocket { "a WebSocket handshake at" } else { "GET" };
+    let message = format!(
+        "the back end {} is not well: {what} {}: {error}{}",
+        watch.back_end().name(),
+        watch.probe().path,
+        Causes(error)
+    );
+    let help = "mend it, or `health` in the file: it gets no requests while it answers so";
+    Some(Finding::warning(Some(site), message, help))
+}
+
+/// Everything at a site that has HTTP back ends.
+fn upstreams(site: &Site) -> impl Iterator<Item = &HttpUpstream> {
+    let own = match &site.application {
+        Some(Application::Http(upstream)) => Some(upstream),
+        _ => None,
+    };
+    let routes = site.routes.iter().filter_map(|route| match &route.action {
+        Action::Http(upstream) => Some(upstream),
+        _ => None,
+    });
+    own.into_iter().chain(site.websockets.iter().map(|websocket| &websocket.upstream)).chain(routes)
 }
 
 /// All endpoints of a site; true for PHP-FPM.
 fn endpoints(site: &Site) -> Vec<(&Endpoint, bool)> {
     fn http(upstream: &HttpUpstream) -> impl Iterator<Item = (&Endpoint, bool)> {
-        upstream.to.iter().map(|back_end| (&back_end.endpoint, false))
+        upstream.to.iter().map(|back_end| (&back_end.to.endpoint, false))
     }
     fn pools(php: &Php) -> impl Iterator<Item = (&Endpoint, bool)> {
         php.to.iter().map(|endpoint| (endpoint, true))
@@ -142,5 +217,38 @@ mod tests {
         let finding = reach(&endpoint, false, "app").unwrap();
         assert_eq!(finding.severity, Severity::Warning);
         assert!(finding.message.contains("refused"), "{finding}");
+    }
+
+    #[test]
+    fn a_back_end_that_answers_badly_where_its_health_is_asked_is_a_warning() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let answering = std::thread::spawn(move || {
+            for status in ["503 Service Unavailable", "204 No Content"] {
+                // The first connection only looks whether somebody is there.
+                drop(listener.accept().unwrap());
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut seen = [0; 4096];
+                let count = stream.read(&mut seen).unwrap();
+                assert!(seen[..count].starts_with(b"GET /up HTTP/1.1\r\n"));
+                stream.write_all(format!("HTTP/1.1 {status}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+            }
+        });
+        let text = format!(
+            "[server]\nhttp = [\"127.0.0.1:0\"]\nhttps = []\n[site.a]\nhosts = [\"a.test\"]\nhttp = \"serve\"\n\
+             tls = \"off\"\nupstream = \"http://127.0.0.1:{port}\"\nupstream_health = \"/up\"\n"
+        );
+        let config = crate::config::parse(Path::new("/"), &[("a.toml", &text)], &|_| None).unwrap();
+        let mut findings = Vec::new();
+        check(&config, &mut findings);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].severity, Severity::Warning);
+        let name = format!("http://127.0.0.1:{port}");
+        assert_eq!(findings[0].message, format!("the back end {name} is not well: GET /up: answered 503"));
+        findings.clear();
+        check(&config, &mut findings);
+        assert_eq!(findings, []);
+        answering.join().unwrap();
     }
 }

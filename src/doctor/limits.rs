@@ -37,7 +37,7 @@ pub(super) fn check(config: &Config, findings: &mut Vec<Finding>) {
 
 /// The connections that there are ports for; `None` where there is no such bound.
 fn room(upstream: &HttpUpstream, ports: usize) -> Option<usize> {
-    upstream.to.iter().try_fold(0_usize, |room, back_end| match &back_end.endpoint {
+    upstream.to.iter().try_fold(0_usize, |room, back_end| match &back_end.to.endpoint {
         Endpoint::Unix(_) => None,
         Endpoint::Tcp(host, _) => {
             let sources = if is_local(host) { SOURCES } else { 1 };

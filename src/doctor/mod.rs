@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use crate::config::Config;
 
+mod access;
 mod acme;
 mod back_ends;
 mod certificates;
@@ -68,6 +69,7 @@ pub fn check(config: &Config) -> Vec<Finding> {
     certificates::check(config, SystemTime::now(), &mut findings);
     acme::check(config, SystemTime::now(), &mut findings);
     files::check(config, &mut findings);
+    access::check(config, &mut findings);
     back_ends::check(config, &mut findings);
     ports::check(&config.server, &mut findings);
     limits::check(config, &mut findings);

@@ -10,9 +10,11 @@ use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header};
 
 use crate::base::address::ListenAddress;
 use crate::base::fault::Fault;
+use crate::base::network::Networks;
 use crate::base::units::format_duration;
 use crate::config::{AccessFormat, Config};
 use crate::edge::access::format::{InvalidTemplate, Template};
+use crate::edge::gate::Gate;
 use crate::edge::generation::Generation;
 use crate::edge::site::{Action, Route, Site};
 use crate::edge::snapshot::{Snapshot, Surroundings};
@@ -74,7 +76,7 @@ pub fn explain(config: &Config, method: &str, url: &str, fields: &[(String, Stri
     line(&mut text, "listener", &listener.to_string(), &format!("server.{}", scheme.as_str()));
     let local = SocketAddr::new(listener.ip.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port);
     let peer = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-    let arrival = Arrival { peer, local, scheme };
+    let arrival = Arrival { peer, local, scheme, unnamed: false };
     let protocol = fields.iter().find(|(name, _)| name == PROTOCOL).map(|(_, value)| value.as_str());
     if protocol.is_some() && !(scheme == Scheme::Https && config.server.h2) {
         line(&mut text, "answer", "none", "no HTTP/2 here: it takes https and \"h2\" in server.protocols");
@@ -93,6 +95,7 @@ fn build(config: &Config) -> Result<Snapshot, ExplainError> {
     let surroundings = Surroundings {
         ports: &HashMap::new(),
         back_ends: &BackEndRegister::new(),
+        gate: &Gate::new(),
         tls: policy::server_config(&policy, certificates, &Tickets::new())?,
         access: None,
         generation: Generation::new(0),
@@ -130,10 +133,7 @@ fn journey(text: &mut String, snapshot: &Snapshot, listener: ListenAddress, requ
 
 fn destination(text: &mut String, site: &Site, route: &Route, request: ClientRequest) {
     line(text, "rule", &route.label, "the first that takes it");
-    if let Some(allow) = &route.allow {
-        let list: Vec<String> = allow.0.iter().map(ToString::to_string).collect();
-        line(text, "only for", &list.join(", "), &format!("others get {}", route.deny_status));
-    }
+    asked_for(text, site, route, &request);
     let rewritten = route.rewrite(&request.path);
     if let Some(path) = &rewritten {
         line(text, "becomes", path.encoded(), "strip_prefix, replace_prefix or alias");
@@ -167,13 +167,37 @@ fn destination(text: &mut String, site: &Site, route: &Route, request: ClientReq
     }
 }
 
+/// What a client is asked for before it comes that far.
+fn asked_for(text: &mut String, site: &Site, route: &Route, request: &ClientRequest) {
+    for (addresses, status) in [(&site.addresses, 403), (&route.addresses, route.deny_status)] {
+        let others = format!("others get {status}");
+        if let Some(allow) = &addresses.allow {
+            line(text, "only for", &list(allow), &others);
+        }
+        if !addresses.deny.is_empty() {
+            line(text, "not for", &list(&addresses.deny), &format!("these get {status}"));
+        }
+    }
+    for limit in site.limit.iter().chain(route.limit(request)) {
+        line(text, "limit", &limit.name, &format!("more get {}", limit.status));
+    }
+    if let Some(passwords) = &route.passwords {
+        line(text, "password", &passwords.path().display().to_string(), "basic_auth; others get 401");
+    }
+}
+
+fn list(networks: &Networks) -> String {
+    let list: Vec<String> = networks.0.iter().map(ToString::to_string).collect();
+    list.join(", ")
+}
+
 fn names(upstream: &HttpUpstream) -> String {
     let names: Vec<&str> = upstream.back_ends().map(|back_end| &**back_end.name()).collect();
     names.join(", ")
 }
 
 fn answer(text: &mut String, fault: &Fault) {
-    line(text, "answer", reply::status(fault.kind).as_str(), &fault.to_string());
+    line(text, "answer", reply::status(fault).as_str(), &fault.to_string());
 }
 
 fn line(text: &mut String, what: &str, value: &str, why: &str) {

@@ -15,6 +15,7 @@ use crate::acme::settings::Settings;
 use crate::base::address::ListenAddress;
 use crate::config::{self, Config};
 use crate::edge::access::AccessLog;
+use crate::edge::gate::Gate;
 use crate::edge::generation::Generation;
 use crate::edge::listener::BoundListener;
 use crate::edge::process::Process;
@@ -24,13 +25,15 @@ use crate::keys::{Keys, LocalKeys};
 use crate::run::automatic::{self, LocalFault};
 use crate::run::leaving;
 use crate::run::listeners::{self, Bound, Inherited};
-use crate::run::logs::{Logs, LogsError};
+use crate::run::logs::Logs;
 use crate::run::open_files;
+use crate::run::password_files;
+pub use crate::run::refused::Refused;
 use crate::run::source::Source;
 use crate::run::systemd;
 use crate::tls::challenges::Challenges;
 use crate::tls::pair::with_causes;
-use crate::tls::policy::{self, MinVersion, Policy, PolicyError};
+use crate::tls::policy::{self, MinVersion, Policy};
 use crate::tls::store::{CertStore, CertificateProblem, Prepared, Serving};
 use crate::tls::tickets::Tickets;
 use crate::tunnel::register::TunnelInfo;
@@ -64,56 +67,6 @@ pub struct House {
     generation: u64,
 }
 
-/// Why a file cannot come into force. Printed as it is.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// The file has problems.
-    #[error("{0}")]
-    Problems(#[from] config::Problems),
-    /// A listener cannot be bound.
-    #[error("cannot listen on {address}: {source}{}", hint(source))]
-    Bind {
-        /// The address.
-        address: ListenAddress,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A certificate that the file newly names cannot be served.
-    #[error("{0}")]
-    Certificate(Box<CertificateProblem>),
-    /// A listener would have to speak something else than it does.
-    #[error("{address} changes between server.http and server.https: this takes a restart")]
-    Scheme {
-        /// The address.
-        address: ListenAddress,
-    },
-    /// The local CA cannot make a certificate that the file newly wants.
-    #[error("{0}")]
-    LocalCa(Box<LocalFault>),
-    /// The TLS settings cannot be put in force.
-    #[error("[tls]: {}", with_causes(.0))]
-    Tls(#[from] PolicyError),
-    /// A site cannot be built.
-    #[error(transparent)]
-    Build(#[from] crate::edge::snapshot::BuildError),
-    /// The program log cannot be opened.
-    #[error("{}", with_causes(.0))]
-    Log(#[from] LogsError),
-    /// The thread that writes the access log cannot be started.
-    #[error("cannot start the access log: {0}")]
-    Access(std::io::Error),
-}
-
-fn hint(error: &std::io::Error) -> &'static str {
-    match error.kind() {
-        std::io::ErrorKind::AddrInUse => "; another server (nginx, Apache, another doorward) has this port",
-        std::io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need CAP_NET_BIND_SERVICE (see systemd/doorward.service)"
-        }
-        _ => "",
-    }
-}
-
 /// A configuration that has everything it needs, and is not yet in force.
 struct Ready {
     snapshot: Snapshot,
@@ -135,8 +88,10 @@ impl House {
         let certificates = Arc::new(CertStore::new(Arc::clone(&keys)));
         let challenges = Arc::new(Challenges::default());
         let renewals = Arc::new(Renewals::new(keys, challenges.clone(), certificates.clone()));
-        let (tickets, back_ends) = (Arc::new(Tickets::new()), Arc::new(BackEndRegister::new()));
-        let shared = Shared { certificates: &certificates, tickets: &tickets, back_ends: &back_ends, access: &access };
+        let (tickets, back_ends, gate) = (Arc::new(Tickets::new()), Arc::new(BackEndRegister::new()), Gate::new());
+        let (certs, access_log) = (&certificates, &access);
+        let shared =
+            Shared { certificates: certs, tickets: &tickets, back_ends: &back_ends, gate: &gate, access: access_log };
         let ready = prepare(&config, shared, 1, &HashMap::new(), inherited)?;
         // At the start a site without a usable certificate refuses its own handshakes, and no other site notices.
         ready.local.iter().for_each(|fault| tracing::error!("{fault}"));
@@ -159,6 +114,7 @@ impl House {
         bound: Vec<BoundListener>,
     ) -> Result<(), Refused> {
         self.workers = workers;
+        self.process.back_ends.resolver().settle(tokio::runtime::Handle::current());
         let shares = listeners::share(bound, self.workers.len())?;
         let copies = listeners::copies(&shares)?;
         self.hand_out(shares, copies).await;
@@ -193,9 +149,11 @@ impl House {
             certificates: &self.process.certificates,
             tickets: &self.process.tickets,
             back_ends: &self.process.back_ends,
+            gate: &self.process.gate,
             access: &self.process.access,
         };
         self.check_schemes(&config)?;
+        password_files::check(&self.config, &config)?;
         let ready = prepare(&config, shared, self.generation + 1, &self.listening, Vec::new())?;
         self.check_certificates(ready.problems, ready.local)?;
         let shares = listeners::share(ready.bound.sockets, self.workers.len())?;
@@ -361,6 +319,7 @@ struct Shared<'a> {
     certificates: &'a Arc<CertStore>,
     tickets: &'a Arc<Tickets>,
     back_ends: &'a BackEndRegister,
+    gate: &'a Arc<Gate>,
     access: &'a AccessLog,
 }
 
@@ -386,8 +345,14 @@ fn prepare(
     };
     let tls = policy::server_config(&policy, shared.certificates.clone(), shared.tickets)?;
     let generation = Generation::new(generation);
-    let surroundings =
-        Surroundings { ports: &bound.ports, back_ends: shared.back_ends, tls, access: Some(shared.access), generation };
+    let surroundings = Surroundings {
+        ports: &bound.ports,
+        back_ends: shared.back_ends,
+        gate: shared.gate,
+        tls,
+        access: Some(shared.access),
+        generation,
+    };
     let snapshot = Snapshot::build(config, surroundings)?;
     Ok(Ready { snapshot, certificates, automatic: wanted.automatic, problems, local, bound })
 }

@@ -11,7 +11,7 @@ pub fn has_place(config: &Config, info: &TunnelInfo) -> bool {
     let takes = |socket: &WebSocket| {
         let on_path = path.as_ref().is_ok_and(|path| socket.paths.iter().any(|own| own.matches(path.decoded())));
         (on_path || socket.upgrade == UpgradeRule::Any)
-            && socket.upstream.to.iter().any(|back_end| back_end.to_string() == *info.back_end)
+            && socket.upstream.to.iter().any(|back_end| back_end.to.to_string() == *info.back_end)
     };
     config.sites.iter().any(|site| site.name == *info.site && site.websockets.iter().any(takes))
 }

@@ -14,6 +14,7 @@ use crate::run::follow::{Followed, follow};
 use crate::run::handover::{AsyncChannel, Predecessor, Word};
 use crate::run::house::House;
 use crate::run::leftover;
+use crate::run::probes;
 use crate::run::signals::Signals;
 use crate::run::start::{PidFile, StartError, machine};
 use crate::run::systemd;
@@ -100,6 +101,7 @@ pub(super) async fn control(
             }
             std::future::pending().await
         } => Told::Stop,
+        () = probes::watch(&process) => Told::Stop,
         () = keep_alive() => Told::Stop,
     };
     stop_renewals.cancel();

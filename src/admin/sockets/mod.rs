@@ -13,7 +13,7 @@ use crate::tunnel::register::Listed;
 
 pub mod ask;
 pub(super) mod serve;
-mod table;
+pub(super) mod table;
 
 /// Sockets by what they are. Without a condition it chooses all.
 // A process of an older version must refuse a condition that it does not know, and not close the rest as well.

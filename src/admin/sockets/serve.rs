@@ -47,7 +47,7 @@ pub(in crate::admin) async fn list(stream: &mut UnixStream, process: &Process, o
         tokio::task::yield_now().await;
     }
     sum.configurations = process.generations.held();
-    sum.counted = process.refusals().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+    sum.counted = process.refusals().into_iter().collect();
     push(&mut answer, &Line::Sum(sum));
     write(stream, &answer).await
 }

@@ -32,7 +32,7 @@ pub(super) fn text(answers: Vec<Answer>, limit: Option<usize>, width: Option<usi
     rows.truncate(limit.unwrap_or(usize::MAX));
     let mut text = String::new();
     if !rows.is_empty() {
-        table(&mut text, &rows, width);
+        draw(&mut text, columns(&rows), width);
         text.push('\n');
     }
     // Writing to memory does not fail.
@@ -79,15 +79,15 @@ fn summary(text: &mut String, sums: &[(Option<u32>, Sum)], chosen: usize, shown:
     Ok(())
 }
 
-/// A column of the table.
-struct Column {
-    title: &'static str,
-    cells: Vec<String>,
-    right: bool,
+/// A column of a table.
+pub(in crate::admin) struct Column {
+    pub(in crate::admin) title: &'static str,
+    pub(in crate::admin) cells: Vec<String>,
+    pub(in crate::admin) right: bool,
     /// Whether it may be cut.
-    cut: bool,
+    pub(in crate::admin) cut: bool,
     /// What has to go first where the terminal is too narrow for all; 0 never goes.
-    spare: u8,
+    pub(in crate::admin) spare: u8,
 }
 
 impl Column {
@@ -97,14 +97,15 @@ impl Column {
     }
 }
 
-fn table(text: &mut String, rows: &[Row], width: Option<usize>) {
-    let mut columns = columns(rows);
+/// Writes a table that is at most `width` wide, if that can be.
+pub(in crate::admin) fn draw(text: &mut String, mut columns: Vec<Column>, width: Option<usize>) {
+    let rows = columns.iter().map(|column| column.cells.len()).max().unwrap_or_default();
     let mut widths: Vec<usize> = columns.iter().map(Column::width).collect();
     if let Some(width) = width {
         fit(&mut columns, &mut widths, width);
     }
     line(text, columns.iter().zip(&widths).map(|(column, width)| (column.title, *width, column.right)));
-    for index in 0..rows.len() {
+    for index in 0..rows {
         let cell = |column: &'_ Column| column.cells.get(index).cloned().unwrap_or_default();
         let cells: Vec<String> = columns.iter().zip(&widths).map(|(column, width)| cut(cell(column), *width)).collect();
         let cells = cells.iter().zip(&columns).zip(&widths);
@@ -186,7 +187,7 @@ fn cut(cell: String, width: usize) -> String {
 }
 
 /// What came from a client and would move the cursor of a terminal is written out.
-fn plain(text: &str) -> String {
+pub(in crate::admin) fn plain(text: &str) -> String {
     if text.chars().all(|c| c.is_ascii_graphic()) {
         return text.to_owned();
     }
@@ -194,7 +195,7 @@ fn plain(text: &str) -> String {
 }
 
 /// `59s`, `12m 03s`, `2h 04m`, `3d 07h`
-fn time(seconds: u64) -> String {
+pub(in crate::admin) fn time(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),

@@ -1,7 +1,7 @@
 //! A document root, and the only way to open anything below one. The kernel resolves every name (`openat2` with
 //! `RESOLVE_BENEATH`), so that neither `..` nor a symlink leads out of it, whatever happens on the disk meanwhile.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -192,6 +192,16 @@ impl OpenFile {
     /// Opens the file whose name is this one's with `suffix` behind it, from the same root at the same moment.
     pub fn sibling(&self, suffix: &str) -> Result<OpenFile, OpenError> {
         self.folder.open_file(&[self.name.as_slice(), suffix.as_bytes()].concat())
+    }
+
+    /// All of it, for what is kept in memory. Waits for the disk. Fails where it is longer than `most` bytes.
+    pub fn read(&self, most: u64) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        std::fs::File::from(self.fd.try_clone()?).take(most + 1).read_to_end(&mut content)?;
+        if content.len() as u64 > most {
+            return Err(io::Error::other(format!("it is larger than {most} bytes")));
+        }
+        Ok(content)
     }
 }
 

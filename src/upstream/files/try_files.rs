@@ -363,7 +363,7 @@ mod tests {
             Ok(Found::Redirect(status)) => format!("redirect {}", status.as_u16()),
             Ok(Found::Upstream) => "upstream".into(),
             Ok(Found::Status(status)) => format!("status {status}"),
-            Err(fault) => crate::http::reply::status(fault.kind).as_u16().to_string(),
+            Err(fault) => crate::http::reply::status(&fault).as_u16().to_string(),
         }
     }
 
