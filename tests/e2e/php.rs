@@ -288,17 +288,26 @@ fn x_accel_redirect_hands_out_a_file_that_no_path_reaches() {
 }
 
 #[test]
-fn a_pool_that_is_gone_is_a_quick_502_and_its_return_is_noticed() {
+fn a_pool_that_was_never_there_is_a_quick_502_and_its_coming_is_noticed() {
     let world = World::new();
-    let (fpm, proxy) = start(&world, "");
-    proxy.curl("app.test").get("/").expect(200);
-    drop(fpm);
+    let (fpm, address) = (world.path("fpm.sock"), format!("unix:{}", world.path("fpm.sock").display()));
+    let root = world.copy("php").join("public");
+    let proxy = world.proxy(&format!(
+        "[site.app]\nhosts = [\"app.test\"]\nroot = {root:?}\nphp = {{ to = {address:?}, restart_window = \"10ms\" }}\n"
+    ));
     let started = std::time::Instant::now();
     let answer = proxy.curl("app.test").get("/").expect(502);
     assert!(started.elapsed() < std::time::Duration::from_secs(3), "{:?}", started.elapsed());
     assert!(!answer.text().contains("fpm.sock"), "the inside is not told: {}", answer.text());
+    // The log says why, and what to look at.
+    wait_until("the reason is logged", crate::harness::SOON, || {
+        proxy.running.stderr().iter().any(|line| line.contains("cannot connect") && line.contains("No such file"))
+    });
     let _fpm = Fpm::unix(&world);
-    proxy.curl("app.test").get("/").expect(200);
+    assert!(fpm.exists());
+    wait_until("its coming is noticed", std::time::Duration::from_secs(5), || {
+        proxy.curl("app.test").get("/").status == 200
+    });
 }
 
 #[test]

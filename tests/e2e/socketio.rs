@@ -117,13 +117,14 @@ fn a_websocket_outside_the_socket_path_is_not_opened() {
 }
 
 #[test]
-fn a_socket_server_that_is_down_is_502_and_the_site_goes_on() {
+fn a_socket_server_that_is_down_is_502_then_503_and_the_site_goes_on() {
     let world = World::new();
     let stack = start(&world);
     drop(stack._node);
     stack.proxy.curl("app.test").get("/socket.io/?EIO=4&transport=polling").expect(502);
+    // From now on it is known to be out.
     let status = Socket::try_open(&world, &stack.proxy, "app.test", "/socket.io/?EIO=4&transport=websocket", &[]);
-    assert_eq!(status.err().map(|status| status.as_u16()), Some(502));
+    assert_eq!(status.err().map(|status| status.as_u16()), Some(503));
     stack.proxy.curl("app.test").get("/").expect(200);
 }
 

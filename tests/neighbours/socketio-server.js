@@ -1,7 +1,7 @@
 'use strict';
 
 // A Socket.IO 4 server as sites run it beside PHP: echoes, rooms, and what PHP publishes through Redis.
-// --port N | --socket PATH; --cert FILE --key FILE for https; --redis PATH; --node NAME
+// --port N | --socket PATH; --cert FILE --key FILE for https; --redis PATH; --node NAME; --ping MS
 
 const http = require('http');
 const https = require('https');
@@ -17,7 +17,8 @@ const answer = (request, response) => {
 const server = given.cert
   ? https.createServer({ cert: fs.readFileSync(given.cert), key: fs.readFileSync(given.key) }, answer)
   : http.createServer(answer);
-const io = new Server(server, { maxHttpBufferSize: 4 << 20, pingInterval: 5000, pingTimeout: 5000 });
+const ping = Number(given.ping || 5000);
+const io = new Server(server, { maxHttpBufferSize: 4 << 20, pingInterval: ping, pingTimeout: ping });
 
 io.on('connection', (socket) => {
   let last = 0;

@@ -73,7 +73,15 @@ impl BackEnd {
 
     /// Answers as `answer` does; it says whether the connection stays.
     pub fn answering(answer: impl Fn(&Seen, &mut TcpStream) -> bool + Send + Sync + 'static) -> BackEnd {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        BackEnd::answering_at("127.0.0.1:0", answer)
+    }
+
+    /// The same at an address of the test's choice.
+    pub fn answering_at(
+        address: &str,
+        answer: impl Fn(&Seen, &mut TcpStream) -> bool + Send + Sync + 'static,
+    ) -> BackEnd {
+        let listener = TcpListener::bind(address).unwrap_or_else(|e| panic!("{address}: {e}"));
         let port = listener.local_addr().unwrap().port();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use super::process::{Running, finish_within};
@@ -13,7 +14,8 @@ use super::world::{World, free_port, neighbours};
 
 /// PHP-FPM with a pool of its own.
 pub struct Fpm {
-    _running: Running,
+    running: Running,
+    config: PathBuf,
     /// What the proxy's `php` key says.
     pub address: String,
 }
@@ -21,8 +23,14 @@ pub struct Fpm {
 impl Fpm {
     /// On a unix socket.
     pub fn unix(world: &World) -> Fpm {
+        Fpm::pool(world, 4, "")
+    }
+
+    /// On a unix socket, with so many workers and more keys of `[global]`.
+    pub fn pool(world: &World, children: usize, global: &str) -> Fpm {
         let socket = world.path("fpm.sock");
-        let fpm = Fpm::start(world, &socket.display().to_string(), format!("unix:{}", socket.display()));
+        let address = format!("unix:{}", socket.display());
+        let fpm = Fpm::start(world, &socket.display().to_string(), address, children, global);
         wait_until("PHP-FPM listens", SOON, || UnixStream::connect(&socket).is_ok());
         fpm
     }
@@ -30,12 +38,39 @@ impl Fpm {
     /// On a TCP port.
     pub fn tcp(world: &World) -> Fpm {
         let address = format!("127.0.0.1:{}", free_port());
-        let fpm = Fpm::start(world, &address, address.clone());
+        let fpm = Fpm::start(world, &address, address.clone(), 4, "");
         wait_until("PHP-FPM listens", SOON, || std::net::TcpStream::connect(&address).is_ok());
         fpm
     }
 
-    fn start(world: &World, listen: &str, address: String) -> Fpm {
+    /// USR2; ready when it has started anew, on the same socket.
+    pub fn reload(&self) {
+        let ready = || self.running.stderr().iter().filter(|line| line.contains("ready to handle connections")).count();
+        let before = ready();
+        self.running.signal(Signal::USR2);
+        wait_until("PHP-FPM has reloaded", SOON, || ready() > before);
+    }
+
+    /// Ends it by a signal and waits for that.
+    pub fn stop(&mut self, signal: Signal) {
+        self.running.signal(signal);
+        self.running.wait_exit(SOON);
+    }
+
+    /// Starts it again, on a new socket.
+    pub fn start_again(&mut self) {
+        self.running = Fpm::run(&self.config);
+        self.running.wait_line("being ready", |line| line.contains("ready to handle connections"));
+    }
+
+    fn run(config: &Path) -> Running {
+        let mut command = Command::new(program(&["php-fpm8.2", "php-fpm"]));
+        // -R: the tests of a container often run as root, and the pool serves nobody but them.
+        command.args(["-F", "-R", "-y"]).arg(config);
+        Running::start("php-fpm", &mut command)
+    }
+
+    fn start(world: &World, listen: &str, address: String, children: usize, global: &str) -> Fpm {
         let account = |flag: &str| {
             let text = Command::new("id").arg(flag).output().unwrap().stdout;
             String::from_utf8(text).unwrap().trim().to_owned()
@@ -47,14 +82,12 @@ impl Fpm {
             .replace("{{user}}", &account("-un"))
             .replace("{{group}}", &account("-gn"))
             .replace("{{listen}}", listen)
-            .replace("{{children}}", "4")
+            .replace("{{children}}", &children.to_string())
+            .replace("daemonize = no", &format!("daemonize = no\n{global}"))
             .replace("{{redis}}", &redis_socket(world).display().to_string())
             .replace("{{tmp}}", &world.path("tmp").display().to_string());
         let config = world.write("fpm.conf", text);
-        let mut command = Command::new(program(&["php-fpm8.2", "php-fpm"]));
-        // -R: the tests of a container often run as root, and the pool serves nobody but them.
-        command.args(["-F", "-R", "-y"]).arg(config);
-        Fpm { _running: Running::start("php-fpm", &mut command), address }
+        Fpm { running: Fpm::run(&config), config, address }
     }
 }
 
@@ -84,7 +117,7 @@ fn redis_socket(world: &World) -> PathBuf {
 
 /// A Node server from tests/neighbours that prints where it listens.
 pub struct Node {
-    _running: Running,
+    running: Running,
     /// Its port; 0 for a unix socket.
     pub port: u16,
 }
@@ -96,7 +129,12 @@ impl Node {
         let line = running.wait_line("listening", |line| line.starts_with("{\"listening\""));
         let value: Value = serde_json::from_str(&line).unwrap();
         let port = value["listening"].as_u64().map_or(0, |port| u16::try_from(port).unwrap());
-        Node { _running: running, port }
+        Node { running, port }
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(&self) {
+        self.running.signal(Signal::KILL);
     }
 
     /// `http://127.0.0.1:port`
@@ -124,8 +162,13 @@ impl Waiting {
     }
 
     /// Waits for its end and gives the JSON that it prints last.
-    pub fn result(mut self) -> Value {
-        let status = self.0.wait_exit(Duration::from_secs(60));
+    pub fn result(self) -> Value {
+        self.result_within(Duration::from_secs(60))
+    }
+
+    /// The same for one that has much to do.
+    pub fn result_within(mut self, limit: Duration) -> Value {
+        let status = self.0.wait_exit(limit);
         assert!(status.success(), "{}", self.0.said());
         let mut lines = Vec::new();
         wait_until("the client's last words", SOON, || {

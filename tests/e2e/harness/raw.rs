@@ -1,12 +1,13 @@
 //! Bytes as they are, over TLS or not.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::{CertificateDer, ServerName};
+use socket2::{Domain, Socket, Type};
 
 use super::world::World;
 
@@ -39,13 +40,28 @@ impl Raw {
 
     /// A TLS connection of a client that is set up already.
     pub fn with_config(config: Arc<ClientConfig>, port: u16, host: &str) -> std::io::Result<Raw> {
+        Raw::over(config, connect(port)?, host)
+    }
+
+    fn over(config: Arc<ClientConfig>, mut socket: TcpStream, host: &str) -> std::io::Result<Raw> {
         let name = ServerName::try_from(host.to_owned()).unwrap();
         let mut connection = ClientConnection::new(config, name).unwrap();
-        let mut socket = connect(port)?;
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
         Ok(Raw { stream: Stream::Tls(Box::new(StreamOwned::new(connection, socket))), buffer: Vec::new() })
+    }
+
+    /// A TLS connection from an address of this machine's own, such as 127.0.0.2, whose first bytes are `head`.
+    pub fn tls_behind(world: &World, source: &str, port: u16, host: &str, head: &[u8]) -> std::io::Result<Raw> {
+        let mut socket = connect_from(source, port)?;
+        socket.write_all(head)?;
+        Raw::over(Arc::new(client_config(world)), socket, host)
+    }
+
+    /// A connection without TLS from an address of this machine's own.
+    pub fn plain_from(source: &str, port: u16) -> Raw {
+        Raw { stream: Stream::Plain(connect_from(source, port).unwrap()), buffer: Vec::new() }
     }
 
     /// A connection without TLS.
@@ -168,7 +184,14 @@ pub fn status(head: &str) -> u16 {
 }
 
 fn connect(port: u16) -> std::io::Result<TcpStream> {
-    let socket = TcpStream::connect(("127.0.0.1", port))?;
+    connect_from("127.0.0.1", port)
+}
+
+fn connect_from(source: &str, port: u16) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(source.parse().unwrap(), 0).into())?;
+    socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into())?;
+    let socket = TcpStream::from(socket);
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;
