@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::base::network::client_key;
+
 /// All places of the process.
 #[derive(Debug, Default)]
 pub struct Places(Mutex<HashMap<Arc<str>, Weak<Block>>>);
@@ -33,15 +35,8 @@ struct Block(Mutex<Taken>);
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    /// Only what is taken: what is back at zero is not here.
-    by_network: HashMap<Network, usize>,
-}
-
-/// What one client may have many addresses of: an IPv4 address, or an IPv6 /64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Network {
-    V4([u8; 4]),
-    V6([u8; 8]),
+    /// By [`client_key`]. Only what is taken: what is back at zero is not here.
+    by_network: HashMap<IpAddr, usize>,
 }
 
 /// A place that is taken until this is dropped.
@@ -49,7 +44,7 @@ enum Network {
 pub struct Place {
     block: Arc<Block>,
     /// Set where the place counts for the address too.
-    network: Option<Network>,
+    network: Option<IpAddr>,
 }
 
 impl Places {
@@ -57,7 +52,7 @@ impl Places {
     /// also while that has no limit; for its address, those that are opened under such a limit do.
     pub fn take(&self, block: &Arc<str>, client: IpAddr, limits: PlaceLimits) -> Result<Place, Full> {
         let block = self.block(block);
-        let network = (limits.per_address > 0).then(|| Network::of(client));
+        let network = (limits.per_address > 0).then(|| client_key(client));
         {
             let mut taken = block.taken();
             if limits.all > 0 && taken.all >= limits.all {
@@ -91,18 +86,6 @@ impl Places {
 impl Block {
     fn taken(&self) -> MutexGuard<'_, Taken> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Network {
-    fn of(address: IpAddr) -> Network {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Network::V4(address.octets()),
-            IpAddr::V6(address) => {
-                let [a, b, c, d, e, f, g, h, ..] = address.octets();
-                Network::V6([a, b, c, d, e, f, g, h])
-            }
-        }
     }
 }
 

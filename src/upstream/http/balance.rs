@@ -9,6 +9,7 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use http::HeaderMap;
 
+use crate::base::network::client_key;
 use crate::upstream::http::back_end::BackEndState;
 use crate::upstream::http::balance::rules::{HEAVIEST, Member, mix};
 use crate::upstream::http::settings::{Balance, Sticky};
@@ -64,6 +65,10 @@ impl Balancer {
     /// The back ends that are not out in the order in which they are tried: the client's own first, backups last. A
     /// client stays with a backup that it has got in the meantime: what it knows of the client is nowhere else.
     pub(super) fn order(&self, candidates: &[Candidate], address: IpAddr, headers: &HeaderMap) -> Vec<usize> {
+        // Most sites have one back end, and nothing is to be chosen.
+        if let [only] = candidates {
+            return if only.state.is_out() { Vec::new() } else { vec![0] };
+        }
         let mut order = Vec::with_capacity(candidates.len());
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         for backup in [false, true] {
@@ -115,7 +120,7 @@ fn grown(weight: u32, returned: Duration, slow_start: Duration) -> u32 {
 
 /// IPv6 clients change the lower half of their address every day (RFC 8981): the upper half is the client.
 fn hash_address(address: IpAddr) -> u64 {
-    match address.to_canonical() {
+    match client_key(address) {
         IpAddr::V4(v4) => mix(u64::from(v4.to_bits())),
         IpAddr::V6(v6) => mix((v6.to_bits() >> 64) as u64),
     }

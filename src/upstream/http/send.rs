@@ -264,7 +264,7 @@ impl HttpUpstream {
         let Some(request) = outgoing.take(target) else {
             return Err(Attempt::Failed(Fault::new(Kind::Internal, "the request is under way already")));
         };
-        let copy = outgoing.copy(&request).map(Box::new);
+        let copy = outgoing.copy(&request);
         let sent = connection.send(request);
         let waited = exchange::wait(sent, outgoing.exchange.as_deref(), connection.link(), &self.timeouts).await;
         let mut error = match waited {
@@ -287,7 +287,7 @@ impl HttpUpstream {
         let received = connection.link().has_received();
         let died = !received && !error.is_user();
         let fault = answer::no_answer(error, received);
-        Err(if died { Attempt::Died { fault, copy } } else { Attempt::Failed(fault) })
+        Err(if died { Attempt::Died { fault, copy: copy.map(Box::new) } } else { Attempt::Failed(fault) })
     }
 
     async fn open(
