@@ -46,7 +46,7 @@ pub enum Kind {
     NotFound,
     /// The route is closed to this client.
     Forbidden,
-    /// The sockets of the route, or those of the client's address, are at their limit.
+    /// The sockets of the route, or those of the client's address, are at their limit, or memory is.
     Crowded,
     /// The client asks more often than a limit lets it.
     Limited,

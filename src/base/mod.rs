@@ -8,6 +8,7 @@ pub mod gcra;
 pub mod host;
 pub mod network;
 pub mod origin;
+pub mod pace;
 pub mod pattern;
 pub mod proxy_head;
 pub mod public_authority;

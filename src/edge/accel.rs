@@ -14,9 +14,19 @@ use crate::upstream::files::root::Root;
 
 const REDIRECT: HeaderName = HeaderName::from_static("x-accel-redirect");
 
-/// nginx's other instructions to itself; none is for the client.
-const INSTRUCTIONS: [&str; 5] =
-    ["x-accel-redirect", "x-accel-buffering", "x-accel-expires", "x-accel-charset", "x-accel-limit-rate"];
+/// What applications tell nginx, and the X-Sendfile of Apache and lighttpd, which is not followed here: it names a file
+/// of the machine. None is for the client.
+const INSTRUCTIONS: [&str; 9] = [
+    "x-accel-redirect",
+    "x-accel-buffering",
+    "x-accel-expires",
+    "x-accel-charset",
+    "x-accel-limit-rate",
+    "x-sendfile",
+    "x-sendfile2",
+    "x-lighttpd-send-file",
+    "x-lighttpd-send-tempfile",
+];
 
 /// What of a client's request a file's answer depends on.
 #[derive(Default)]
@@ -53,7 +63,8 @@ pub fn follow(site: &Site, fields: &FileFields, reply: Reply) -> Result<Reply, F
     answer_accel(root, rest, asked, response.into_parts().0.headers).map(Reply::Response)
 }
 
-fn locate<'a, 'p>(accel: &'a [(String, Root)], path: &'p [u8]) -> Option<(&'a Root, &'p [u8])> {
+/// Which folder a path is in, and the rest of the path there: empty, or `/` and more.
+pub fn locate<'a, 'p>(accel: &'a [(String, Root)], path: &'p [u8]) -> Option<(&'a Root, &'p [u8])> {
     accel.iter().find_map(|(prefix, root)| {
         let rest = path.strip_prefix(prefix.trim_end_matches('/').as_bytes())?;
         rest.first().is_none_or(|b| *b == b'/').then_some((root, rest))

@@ -8,10 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::base::network::client_key;
+use crate::edge::handshakes::Handshakes;
 
 /// Refused connections that are answered at one time; more are closed without a word. Fewer where there are few
 /// descriptors.
 const REFUSING: usize = 64;
+
+/// TLS handshakes under way that there is always room for.
+const LEAST_HANDSHAKES: usize = 16;
+
+/// Of the connections that there is room for, one in so many is kept free: idle ones give way to new clients then.
+const SPARE: usize = 16;
 
 /// Refusals are told at most this often.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
@@ -27,6 +34,8 @@ pub struct Limits {
     pub per_address: usize,
     /// Connections that are told 503 at one time.
     pub refusing: usize,
+    /// TLS handshakes under way at once.
+    pub handshakes: usize,
     /// Descriptors that are not for clients and their back ends.
     own: u64,
 }
@@ -43,8 +52,15 @@ impl Limits {
             by_open_files: is_bound.then_some(open_files),
             per_address,
             refusing,
+            handshakes: usize::MAX,
             own,
         }
+    }
+
+    /// With so many TLS handshakes under way at once. Where there is room for few connections they are no more than half
+    /// of them, so that who is served keeps its place.
+    pub fn with_handshakes(self, most: usize) -> Limits {
+        Limits { handshakes: most.min((self.connections / 2).max(LEAST_HANDSHAKES)), ..self }
     }
 
     /// What to say where the file wants more than the machine allows.
@@ -97,6 +113,8 @@ pub struct Admission {
     /// Only of those who are connected.
     addresses: Mutex<HashMap<IpAddr, u32>>,
     told: Mutex<Told>,
+    /// TLS handshakes under way.
+    pub handshakes: Handshakes,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +151,7 @@ impl Admission {
             accept_errors: AtomicU64::new(0),
             addresses: Mutex::default(),
             told: Mutex::default(),
+            handshakes: Handshakes::new(limits.handshakes),
         })
     }
 
@@ -142,6 +161,7 @@ impl Admission {
         self.connections.store(limits.connections, Relaxed);
         self.per_address.store(limits.per_address, Relaxed);
         self.most_refusing.store(limits.refusing, Relaxed);
+        self.handshakes.change(limits.handshakes);
     }
 
     /// A client has connected from `peer`. `is_proxy`: it is a trusted proxy, whose connections are those of many.
@@ -172,7 +192,14 @@ impl Admission {
         Verdict::Admitted(permit)
     }
 
-    fn refuse(self: &Arc<Admission>) -> Verdict {
+    /// Whether so few places are free that idle connections should give theirs up. Never where there are few at all.
+    pub fn is_tight(&self) -> bool {
+        let most = self.connections.load(Relaxed);
+        most >= SPARE && self.open.load(Relaxed) >= most - most / SPARE
+    }
+
+    /// A client has connected that there is no room for: it gets 503, or nothing.
+    pub fn refuse(self: &Arc<Admission>) -> Verdict {
         let most = self.most_refusing.load(Relaxed);
         if self.refusing.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1)).is_err() {
             self.dropped.fetch_add(1, Relaxed);
@@ -184,6 +211,11 @@ impl Admission {
     /// A connection could not be accepted.
     pub fn note_accept_error(&self) {
         self.accept_errors.fetch_add(1, Relaxed);
+    }
+
+    /// Connections that have a place.
+    pub fn open(&self) -> usize {
+        self.open.load(Relaxed)
     }
 
     /// What was refused since the start: over the budget, over the share of an address, those of both that got no

@@ -6,7 +6,8 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::upgrade::Upgraded;
@@ -14,13 +15,17 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::edge::facts::Facts;
+use crate::http::frames::Piece;
+
 /// Bytes that are handed over at a time: one DATA frame of the usual size. hyper copies each piece and holds up to
 /// three, and one more is on its way: this is what bounds the memory of a tunnel whose client takes nothing.
 const PIECE: usize = 16 * 1024;
 
 /// What a tunnel and the task that carries its bytes to the client tell each other.
-#[derive(Default)]
 pub struct Carrier {
+    /// Of the connection.
+    facts: Arc<Facts>,
     /// The task has ended: behind the end of our side, or because the client has reset the stream.
     ended: Cell<bool>,
     /// Since when the tunnel is over.
@@ -29,6 +34,11 @@ pub struct Carrier {
 }
 
 impl Carrier {
+    /// For a stream of the connection with `facts`.
+    pub fn new(facts: Arc<Facts>) -> Carrier {
+        Carrier { facts, ended: Cell::new(false), over: Cell::new(None), task: Cell::new(None) }
+    }
+
     /// Runs hyper's `task` to its end. When the tunnel is over and the client does not take the rest within `patience`,
     /// the task is dropped, which resets the stream.
     pub async fn run(self: Rc<Carrier>, task: impl Future, patience: Duration) {
@@ -120,7 +130,9 @@ impl AsyncRead for Http2Client {
 impl AsyncWrite for Http2Client {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let piece = bytes.get(..PIECE).unwrap_or(bytes);
-        Pin::new(&mut self.io).poll_write(cx, piece)
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, piece))?;
+        self.carrier.facts.hand(Piece::Content);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

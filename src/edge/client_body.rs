@@ -14,9 +14,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::base::fault::{Fault, Kind};
+use crate::base::pace::Pace;
 use crate::edge::facts::Facts;
 
 /// How much of an unread body is read after an early answer, and for how long: enough for what a form or a script
@@ -54,29 +55,54 @@ impl Unread {
     }
 }
 
-/// See the module. The deadline runs only while somebody waits for the client.
+/// See the module. The deadlines run only while somebody waits for the client: what a slow back end has not taken yet
+/// is not the client's fault.
 pub struct ClientBody {
     inner: Rc<RefCell<Incoming>>,
     patience: Duration,
+    pace: Pace,
     sleep: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
+    /// Since when the client is waited for.
+    waiting: Option<Instant>,
     facts: Arc<Facts>,
 }
 
 impl ClientBody {
-    /// `incoming`, which may stall for `patience`, for its reader and for the service.
-    pub fn new(incoming: Incoming, patience: Duration, facts: Arc<Facts>) -> (ClientBody, Unread) {
+    /// `incoming`, which may stall for `patience` and has to bring `least` bytes a second on average, for its reader and
+    /// for the service.
+    pub fn new(incoming: Incoming, patience: Duration, least: Option<u64>, facts: Arc<Facts>) -> (ClientBody, Unread) {
         let inner = Rc::new(RefCell::new(incoming));
         let unread = Unread(inner.clone());
-        (ClientBody { inner, patience, sleep: None, waiting: false, facts }, unread)
+        let pace = Pace::new(least, patience);
+        (ClientBody { inner, patience, pace, sleep: None, waiting: None, facts }, unread)
+    }
+
+    /// Something has come.
+    fn note(&mut self, bytes: usize) {
+        if let Some(since) = self.waiting.take() {
+            self.pace.spend(since.elapsed());
+        }
+        self.pace.earn(bytes);
+    }
+
+    /// What the client has not kept to.
+    fn late(&self) -> Fault {
+        let too_slow = self.pace.left().is_some_and(|left| left < self.patience);
+        let detail = if too_slow {
+            "the request body came more slowly than limits.min_rate"
+        } else {
+            "the request body stalled for timeouts.body"
+        };
+        Fault::new(Kind::BodyTimeout, detail)
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let patience = self.patience;
+        let patience = self.pace.left().map_or(self.patience, |left| left.min(self.patience));
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        if !self.waiting {
-            self.waiting = true;
-            sleep.as_mut().reset(tokio::time::Instant::now() + patience);
+        if self.waiting.is_none() {
+            let now = Instant::now();
+            self.waiting = Some(now);
+            sleep.as_mut().reset(now + patience);
         }
         sleep.as_mut().poll(cx)
     }
@@ -90,16 +116,14 @@ impl HttpBody for ClientBody {
         let polled = Pin::new(&mut *self.inner.borrow_mut()).poll_frame(cx);
         match polled {
             Poll::Ready(frame) => {
-                self.waiting = false;
+                let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+                self.note(data.map_or(0, Bytes::len));
                 Poll::Ready(frame.map(|frame| frame.map_err(broken_off)))
             }
             Poll::Pending if self.facts.body_refusal().is_some() => {
                 Poll::Ready(self.facts.body_refusal().map(|refusal| Err(Fault::new(refusal.kind, refusal.detail))))
             }
-            Poll::Pending if self.poll_deadline(cx).is_ready() => {
-                let fault = Fault::new(Kind::BodyTimeout, "the request body stalled for timeouts.body");
-                Poll::Ready(Some(Err(fault)))
-            }
+            Poll::Pending if self.poll_deadline(cx).is_ready() => Poll::Ready(Some(Err(self.late()))),
             Poll::Pending => {
                 self.facts.park_body(cx.waker());
                 Poll::Pending
@@ -116,6 +140,12 @@ impl HttpBody for ClientBody {
     }
 }
 
+/// The guard has seen the body first; where hyper is stricter after all, the client is told that it is at fault.
 fn broken_off(error: hyper::Error) -> Fault {
+    use std::io::ErrorKind::{InvalidData, InvalidInput};
+    let io = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    if io.is_some_and(|io| matches!(io.kind(), InvalidData | InvalidInput)) {
+        return Fault::new(Kind::Malformed, "the request body is not framed as announced").because(error);
+    }
     Fault::new(Kind::Gone, "the client broke off its request body").because(error)
 }

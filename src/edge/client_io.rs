@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
 
 use crate::base::fault::Kind;
+use crate::base::pace::Pace;
 use crate::edge::client_stream::ClientStream;
+use crate::edge::deadline::{Deadline, Phase};
 use crate::edge::facts::Facts;
 use crate::http::frames::FrameCounter;
 use crate::http::guard::{Guard, Place, Refusal, Step};
@@ -25,12 +26,23 @@ const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused.invalid\r\nconnection:
 const MOST_HELD: usize = 64 * 1024;
 
 /// How long what a client still sends is read and dropped behind the end of our side. A socket that is closed with
-/// bytes unread is reset, and the reset destroys the answer (413, 400) that is on its way (RFC 9112, section 9.6).
+/// bytes unread is reset, and the reset destroys the answer (413, 400) that is on its way (RFC 9112, section 9.6), or
+/// the GOAWAY that says why (RFC 9113, section 5.4.1).
 const LINGER: Duration = Duration::from_secs(5);
+
+/// Bytes of an HTTP/2 client that are dropped so: twice the window of a connection. Only a flood is longer.
+const MOST_DROPPED: usize = 2 << 20;
 
 /// Short DATA frames after which the streams' readers have a turn. The h2 library ends a connection with about 2,000
 /// of them unread, and takes all that it can get first; no read brings more than a TLS record, which holds 1,800.
 const CRUMBS_AT_A_TIME: u32 = 128;
+
+/// What hyper reads in the place of the frame that was one too many: HEADERS without END_HEADERS, and CONTINUATION until
+/// the h2 library has had enough, which is after one and a quarter of them for each 16 KiB of header list. It then says
+/// GOAWAY with ENHANCE_YOUR_CALM and resets every stream; from an error it would close without a word.
+const FIELDS: &[u8] = &[0, 0, 0, 1, 0, 0, 0, 0, 1];
+const MORE_FIELDS: &[u8] = &[0, 0, 0, 9, 0, 0, 0, 0, 1];
+const MOST_MORE_FIELDS: usize = 255;
 
 /// How long a client may take.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +53,8 @@ pub struct Patience {
     pub keepalive: Duration,
     /// Between two writes.
     pub write: Duration,
+    /// Bytes a second that are to be taken of answers, on average; `None` is no limit.
+    pub least: Option<u64>,
 }
 
 /// See the module.
@@ -55,22 +69,19 @@ pub struct ClientIo {
     ready: Bytes,
     reading: Deadline,
     writing: Deadline,
+    /// Of what the client takes.
+    pace: Pace,
+    /// Since when it is waited for until it takes something.
+    blocked: Option<tokio::time::Instant>,
     /// Our side has ended.
     shut: bool,
+    /// Bytes that came behind that.
+    dropped: usize,
 }
 
 enum Watch {
     Http1(Guard),
     Http2(FrameCounter),
-}
-
-/// What the read deadline is about. A new phase starts a new deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Head(u64),
-    Idle(u64),
-    Write,
-    Linger,
 }
 
 impl ClientIo {
@@ -80,8 +91,8 @@ impl ClientIo {
     }
 
     /// A stream in front of hyper's HTTP/2.
-    pub fn http2(stream: ClientStream, patience: Patience, facts: Arc<Facts>) -> ClientIo {
-        ClientIo::new(stream, Watch::Http2(FrameCounter::new(Instant::now())), patience, facts)
+    pub fn http2(stream: ClientStream, counter: FrameCounter, patience: Patience, facts: Arc<Facts>) -> ClientIo {
+        ClientIo::new(stream, Watch::Http2(counter), patience, facts)
     }
 
     /// The bare transport and the bytes that were read ahead of the upgrade.
@@ -101,7 +112,10 @@ impl ClientIo {
             ready: Bytes::new(),
             reading: Deadline::default(),
             writing: Deadline::default(),
+            pace: Pace::new(patience.least, patience.write),
+            blocked: None,
             shut: false,
+            dropped: 0,
         }
     }
 
@@ -149,6 +163,30 @@ impl ClientIo {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+
+    fn poll_counted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let Watch::Http2(counter) = &mut self.watch else { return Poll::Ready(Ok(())) };
+        if !self.facts.is_flooded() {
+            if counter.has_crumbs(CRUMBS_AT_A_TIME) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            counter.note_oversize(self.facts.take_oversize());
+            ready!(Pin::new(&mut self.stream.transport).poll_read(cx, buf))?;
+            let fresh = buf.filled().get(before..).unwrap_or_default();
+            let Err(too_many) = counter.count(fresh, Instant::now()) else { return Poll::Ready(Ok(())) };
+            buf.set_filled(before + too_many.passed);
+            self.facts.note_flood();
+            self.ready = [FIELDS, &MORE_FIELDS.repeat(MOST_MORE_FIELDS)].concat().into();
+        }
+        let n = self.ready.len().min(buf.remaining());
+        buf.put_slice(&self.ready.split_to(n));
+        if buf.filled().len() == before {
+            return Poll::Ready(Err(io::Error::other(counter.too_many(0))));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> io::Result<Poll<()>> {
@@ -231,20 +269,23 @@ impl ClientIo {
 
     /// Ready when the client has nothing more to send, or has had its time.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Watch::Http1(guard) = &self.watch else { return Poll::Ready(()) };
-        if !matches!(guard.place(), Place::Body | Place::Refused) {
-            return Poll::Ready(());
-        }
-        let mut dropped = [0; 4096];
+        let most = match &self.watch {
+            Watch::Http1(guard) if matches!(guard.place(), Place::Body | Place::Refused) => usize::MAX,
+            Watch::Http1(_) => return Poll::Ready(()),
+            Watch::Http2(_) => MOST_DROPPED,
+        };
+        let mut scratch = [0; 4096];
         loop {
-            let mut buf = ReadBuf::new(&mut dropped);
-            match Pin::new(&mut self.stream.transport).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+            let mut buf = ReadBuf::new(&mut scratch);
+            match self.stream.transport.socket().poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.dropped = self.dropped.saturating_add(buf.filled().len());
+                }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return self.reading.poll(cx, Phase::Linger, LINGER),
             }
             // A client that never pauses has no more time than one that does.
-            if self.reading.poll(cx, Phase::Linger, LINGER).is_ready() {
+            if self.dropped > most || self.reading.poll(cx, Phase::Linger, LINGER).is_ready() {
                 return Poll::Ready(());
             }
         }
@@ -252,32 +293,42 @@ impl ClientIo {
 
     fn note_sent(&mut self, slices: &[io::IoSlice<'_>], written: &Poll<io::Result<usize>>) {
         if let (Watch::Http2(counter), Poll::Ready(Ok(written))) = (&mut self.watch, written) {
-            counter.note_sent(slices.iter().map(|slice| &**slice), *written);
+            counter.note_sent(slices.iter().map(|slice| &**slice), *written, |piece| self.facts.take(piece));
         }
     }
 
-    fn poll_written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// The deadlines run only while the client is waited for, never while a back end is slow.
+    fn poll_written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+        bytes: usize,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.writing.stop();
+            if let Some(since) = self.blocked.take() {
+                self.pace.spend(since.elapsed());
+                self.writing.stop();
+                self.facts.note_blocked(false);
+            }
+            self.pace.earn(bytes);
             return written;
         }
-        ready!(self.writing.poll(cx, Phase::Write, self.patience.write));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing for timeouts.write")))
+        self.blocked.get_or_insert_with(tokio::time::Instant::now);
+        self.facts.note_blocked(true);
+        let write = self.patience.write;
+        let patience = self.pace.left().map_or(write, |left| left.min(write));
+        ready!(self.writing.poll(cx, Phase::Write, patience));
+        let what = "the client took nothing for timeouts.write, or less than limits.min_rate";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)))
     }
 }
 
 impl AsyncRead for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let this = &mut *self;
-        let Watch::Http2(counter) = &mut this.watch else { return this.poll_guarded(cx, buf) };
-        if counter.has_crumbs(CRUMBS_AT_A_TIME) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+        match self.watch {
+            Watch::Http1(_) => self.poll_guarded(cx, buf),
+            Watch::Http2(_) => self.poll_counted(cx, buf),
         }
-        ready!(Pin::new(&mut this.stream.transport).poll_read(cx, buf))?;
-        let fresh = buf.filled().get(before..).unwrap_or_default();
-        Poll::Ready(counter.count(fresh, Instant::now()).map_err(io::Error::other))
     }
 }
 
@@ -285,7 +336,8 @@ impl AsyncWrite for ClientIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream.transport).poll_write(cx, bytes);
         self.note_sent(&[io::IoSlice::new(bytes)], &written);
-        self.poll_written(cx, written)
+        let bytes = count(&written);
+        self.poll_written(cx, written, bytes)
     }
 
     fn poll_write_vectored(
@@ -295,7 +347,8 @@ impl AsyncWrite for ClientIo {
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream.transport).poll_write_vectored(cx, slices);
         self.note_sent(slices, &written);
-        self.poll_written(cx, written)
+        let bytes = count(&written);
+        self.poll_written(cx, written, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -304,37 +357,23 @@ impl AsyncWrite for ClientIo {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream.transport).poll_flush(cx);
-        self.poll_written(cx, flushed)
+        self.poll_written(cx, flushed, 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.shut {
             let shut = Pin::new(&mut self.stream.transport).poll_shutdown(cx);
-            ready!(self.poll_written(cx, shut))?;
+            ready!(self.poll_written(cx, shut, 0))?;
             self.shut = true;
         }
         self.poll_linger(cx).map(Ok)
     }
 }
 
-/// A deadline that costs nothing until something has to be waited for.
-#[derive(Default)]
-struct Deadline {
-    phase: Option<Phase>,
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Deadline {
-    fn poll(&mut self, cx: &mut Context<'_>, phase: Phase, patience: Duration) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        if self.phase != Some(phase) {
-            self.phase = Some(phase);
-            sleep.as_mut().reset(tokio::time::Instant::now() + patience);
-        }
-        sleep.as_mut().poll(cx)
-    }
-
-    fn stop(&mut self) {
-        self.phase = None;
+/// The bytes of a write.
+fn count(written: &Poll<io::Result<usize>>) -> usize {
+    match written {
+        Poll::Ready(Ok(count)) => *count,
+        _ => 0,
     }
 }

@@ -26,6 +26,16 @@ pub enum Transport {
     Tls(Box<Stream>),
 }
 
+impl Transport {
+    /// The bare socket: what comes is read as it is, where nobody wants to know what it says.
+    pub fn socket(&mut self) -> Pin<&mut TcpStream> {
+        match self {
+            Transport::Plain(stream) => Pin::new(stream),
+            Transport::Tls(stream) => Pin::new(stream.get_mut().0),
+        }
+    }
+}
+
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

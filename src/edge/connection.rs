@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -24,11 +25,14 @@ use crate::edge::admission::Permit;
 use crate::edge::client_io::{ClientIo, Patience};
 use crate::edge::client_stream::{ClientStream, Transport};
 use crate::edge::facts::Facts;
+use crate::edge::guests::Stay;
+use crate::edge::listener::vanished_after;
 use crate::edge::process::Process;
 use crate::edge::service;
 use crate::edge::snapshot::{Snapshot, Terms};
 use crate::edge::stall;
 use crate::edge::worker::Worker;
+use crate::http::frames::{FrameCounter, MOST_CONTROL_FRAMES, MOST_OF_A_PROXY, TooManyFrames};
 use crate::http::guard::Guard;
 use crate::http::request::{Arrival, ClientRequest, Scheme};
 use crate::tls::accept::{self, Alpn, Handshake};
@@ -36,6 +40,9 @@ use crate::tls::accept::{self, Alpn, Handshake};
 /// How long a connection has to be idle before it is closed without having been told to go. A client that has sent its
 /// next request by then gets its answer; closed at once, it would get a reset.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long an HTTP/2 client whose place is needed may take to go. It is one that asks nothing.
+const LEAVE: Duration = Duration::from_secs(5);
 
 /// How often it is looked at whether a connection that is to be cut still carries a tunnel.
 const LOOK: Duration = Duration::from_millis(250);
@@ -80,9 +87,13 @@ pub struct Connection {
     /// The server name that the client asked for with TLS; `None` without TLS or without SNI.
     sni: Option<String>,
     http1: bool,
+    /// Control frames of HTTP/2 that may come within [`WINDOW`](crate::http::frames::WINDOW).
+    most_frames: u32,
     closing: Cell<bool>,
     /// To end after what is under way, for a reason of its own.
     retired: Notify,
+    /// Its place is needed.
+    gives_way: Cell<bool>,
 }
 
 impl Connection {
@@ -107,9 +118,22 @@ impl Connection {
         Err(Fault::new(Kind::Misdirected, "the connection's certificate is not for this host"))
     }
 
-    /// A socket over HTTP/2 is refused because the switch has been turned off since the connection began. RFC 8441,
-    /// section 3 forbids to take the offer back, so the connection ends: the client's next one is without.
+    /// A request was refused with `fault` before anything was done for it.
+    pub fn note_fault(&self, fault: &Fault) {
+        if fault.kind == Kind::HeadTooLarge {
+            self.facts.note_oversize();
+        }
+    }
+
+    /// The connection is to end after what is under way: a socket over HTTP/2 is refused because the switch has been
+    /// turned off since it began. RFC 8441, section 3 forbids to take the offer back: the client's next one is without.
     pub fn retire(&self) {
+        self.retired.notify_one();
+    }
+
+    /// It is idle and its place is needed: it is to end, and soon.
+    pub fn give_way(&self) {
+        self.gives_way.set(true);
         self.retired.notify_one();
     }
 
@@ -128,6 +152,20 @@ impl Connection {
         close.cancelled().await;
         self.closing.set(true);
         idle(&self.facts, LINGER).await;
+    }
+
+    /// Ready when an HTTP/2 client that was told to go has asked nothing for `patience` and is still there.
+    async fn stays(&self, patience: Duration) {
+        if !self.gives_way.get() {
+            return idle(&self.facts, patience).await;
+        }
+        loop {
+            idle(&self.facts, patience.min(LEAVE)).await;
+            // The end of an answer that is on its way has deadlines of its own.
+            if !self.facts.is_blocked() {
+                return;
+            }
+        }
     }
 
     /// Ready when requests have had their time and no tunnel lives on this connection.
@@ -149,22 +187,13 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     // Answers are written whole; waiting for more (Nagle) would only delay them.
     let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(vanished_after(snapshot.timeouts.write));
+    let is_proxy = snapshot.trust.proxies.contains(peer.ip());
     let (transport, sni, alpn) = match scheme {
         Scheme::Http => (Transport::Plain(stream), None, Alpn::H1),
         Scheme::Https => {
-            let (tls, deadline) = (snapshot.tls.clone(), snapshot.timeouts.header);
-            let handshake = accept::accept(stream, tls, &process.challenges, deadline);
-            match Box::pin(handshake).await {
-                Ok(Handshake::Client(secured)) => (Transport::Tls(Box::new(secured.stream)), secured.sni, secured.alpn),
-                Ok(Handshake::Challenge) => {
-                    tracing::info!(%peer, "a certificate authority has fetched the answer to a TLS-ALPN-01 challenge");
-                    return;
-                }
-                Err(error) => {
-                    tracing::debug!(%peer, "TLS handshake: {error}");
-                    return;
-                }
-            }
+            let Some(secured) = Box::pin(shake(&worker, &snapshot, stream, peer)).await else { return };
+            (Transport::Tls(Box::new(secured.stream)), secured.sni, secured.alpn)
         }
     };
     let stream = ClientStream { transport, permit };
@@ -176,16 +205,42 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         facts: Arc::new(Facts::default()),
         sni,
         http1: alpn == Alpn::H1,
+        // Whom a PROXY head does not name is one client.
+        most_frames: if is_proxy && !unnamed { MOST_OF_A_PROXY } else { MOST_CONTROL_FRAMES },
         closing: Cell::new(false),
         retired: Notify::new(),
+        gives_way: Cell::new(false),
     });
     let terms = snapshot.terms();
     let sockets = alpn == Alpn::H2 && connection.offers_sockets(&snapshot);
     // A connection may outlive many configurations: it must not keep one in memory.
     drop(snapshot);
+    let _stay = Stay::begin(&connection);
     match alpn {
         Alpn::H1 => Box::pin(serve_http1(connection, stream, terms, close)).await,
         Alpn::H2 => Box::pin(serve_http2(connection, stream, terms, sockets, close)).await,
+    }
+}
+
+/// Makes a TLS connection of `stream`, unless there are too many handshakes, or nothing comes of it.
+async fn shake(worker: &Worker, snapshot: &Snapshot, stream: TcpStream, peer: SocketAddr) -> Option<accept::Accepted> {
+    let (process, tls, deadline) = (&worker.process, snapshot.tls.clone(), snapshot.timeouts.header);
+    let is_proxy = snapshot.trust.proxies.contains(peer.ip());
+    // Closed without a word: any answer would take the handshake.
+    let handshaking = process.admission.handshakes.begin(peer.ip(), is_proxy)?;
+    let on_hello = || handshaking.hello();
+    let handshake = accept::accept(stream, tls, &process.challenges, &worker.turns, deadline, on_hello);
+    let ended = tokio::select! { ended = handshake => ended, () = handshaking.displaced() => return None };
+    match ended {
+        Ok(Handshake::Client(secured)) => Some(secured),
+        Ok(Handshake::Challenge) => {
+            tracing::info!(%peer, "a certificate authority has fetched the answer to a TLS-ALPN-01 challenge");
+            None
+        }
+        Err(error) => {
+            tracing::debug!(%peer, "TLS handshake: {error}");
+            None
+        }
     }
 }
 
@@ -210,6 +265,13 @@ async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, terms: Te
             running.as_mut().graceful_shutdown();
             tokio::select! { ended = running => ended, () = connection.worker.cut.cancelled() => Ok(()) }
         }
+        () = connection.retired.notified() => {
+            // At once, unless a request has just come, or the client has not taken all of the last answer yet: hyper
+            // still holds its end then.
+            connection.closing.set(true);
+            running.as_mut().graceful_shutdown();
+            tokio::select! { ended = running => ended, () = connection.worker.cut.cancelled() => Ok(()) }
+        }
         () = connection.worker.cut.cancelled() => Ok(()),
     };
     note_end(&connection, ended);
@@ -222,7 +284,8 @@ async fn serve_http2(
     sockets: bool,
     close: CancellationToken,
 ) {
-    let io = ClientIo::http2(stream, patience(terms), connection.facts.clone());
+    let counter = FrameCounter::new(Instant::now(), connection.most_frames);
+    let io = ClientIo::http2(stream, counter, patience(terms), connection.facts.clone());
     let mut builder = http2::Builder::new(LocalExecutor { write: terms.timeouts.write });
     if sockets {
         builder.enable_connect_protocol();
@@ -252,8 +315,8 @@ async fn serve_http2(
             // time with the last stream.
             running.as_mut().graceful_shutdown();
             // hyper waits until the client has taken the last answer, and such a client need never do that.
-            let abandoned = self::idle(&connection.facts, terms.timeouts.write);
-            tokio::select! { ended = running => ended, () = abandoned => Ok(()), () = connection.cut() => Ok(()) }
+            let stays = connection.stays(terms.timeouts.write);
+            tokio::select! { ended = running => ended, () = stays => Ok(()), () = connection.cut() => Ok(()) }
         }
     };
     note_end(&connection, ended);
@@ -272,11 +335,14 @@ async fn idle(facts: &Facts, patience: Duration) {
 
 fn patience(terms: Terms) -> Patience {
     let timeouts = terms.timeouts;
-    Patience { header: timeouts.header, keepalive: timeouts.keepalive, write: timeouts.write }
+    Patience { header: timeouts.header, keepalive: timeouts.keepalive, write: timeouts.write, least: terms.min_rate }
 }
 
 fn note_end(connection: &Connection, ended: Result<(), hyper::Error>) {
-    if let Err(error) = ended {
+    if connection.facts.is_flooded() {
+        let too_many = TooManyFrames { most: connection.most_frames, passed: 0 };
+        tracing::debug!(peer = %connection.arrival.peer, "connection ended: {too_many}");
+    } else if let Err(error) = ended {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         tracing::debug!(peer = %connection.arrival.peer, "connection ended: {error}{cause}");
     }

@@ -1,10 +1,15 @@
 //! What the byte stream of a connection and the service that answers its requests tell each other.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 
+use crate::http::frames::Piece;
 use crate::http::guard::Refusal;
+
+/// Pieces of answers that may wait for their frames: a few for each stream. What streams that were reset leave over is
+/// not worth more.
+const MOST_PIECES: u32 = 1024;
 
 /// Shared by one connection's stream and its service. Atomic only because hyper asks for a `Send` stream: both ends
 /// live on one worker, and no ordering between them is needed.
@@ -16,6 +21,13 @@ pub struct Facts {
     answered: AtomicU64,
     busy: AtomicUsize,
     tunnels: AtomicUsize,
+    /// Pieces of answers that hyper has got and that no frame was taken for.
+    content: AtomicU32,
+    last_fields: AtomicU32,
+    /// Requests that had too many fields, since the stream asked last.
+    oversize: AtomicU32,
+    flooded: AtomicBool,
+    blocked: AtomicBool,
     /// The task that waits for the client's next head, or for its handshake's outcome.
     reader: Mutex<Option<Waker>>,
     /// The task that waits for the client's body.
@@ -83,6 +95,55 @@ impl Facts {
         self.tunnels.load(Ordering::Relaxed) > 0
     }
 
+    /// hyper gets a piece of an answer.
+    pub fn hand(&self, piece: Piece) {
+        let more = |pieces: u32| (pieces < MOST_PIECES).then_some(pieces + 1);
+        let _ = self.pieces(piece).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// A frame went out: whether there is a piece of an answer for it.
+    pub fn take(&self, piece: Piece) -> bool {
+        let pieces = self.pieces(piece);
+        pieces.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pieces| pieces.checked_sub(1)).is_ok()
+    }
+
+    fn pieces(&self, piece: Piece) -> &AtomicU32 {
+        match piece {
+            Piece::Content => &self.content,
+            Piece::LastFields => &self.last_fields,
+        }
+    }
+
+    /// A request came that had too many fields.
+    pub fn note_oversize(&self) {
+        self.oversize.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests came that had too many fields, since this was asked last.
+    pub fn take_oversize(&self) -> u32 {
+        self.oversize.swap(0, Ordering::Relaxed)
+    }
+
+    /// The client has sent too many control frames.
+    pub fn note_flood(&self) {
+        self.flooded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client has sent too many control frames.
+    pub fn is_flooded(&self) -> bool {
+        self.flooded.load(Ordering::Relaxed)
+    }
+
+    /// Whether what was written waits until the client takes it.
+    pub fn note_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    /// Whether bytes wait for the client, be it the end of an answer that hyper has got already.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+
     /// The stream has nothing to read until something here changes. hyper does not ask again by itself: it trusts
     /// that whoever blocked its read will wake it.
     pub fn park_reader(&self, waker: &Waker) {
@@ -111,5 +172,18 @@ fn wake(place: &Mutex<Option<Waker>>) {
     let parked = place.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(waker) = parked {
         waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_that_never_go_out_are_not_kept_without_end() {
+        let facts = Facts::default();
+        (0..3 * MOST_PIECES).for_each(|_| facts.hand(Piece::LastFields));
+        let taken = (0..3 * MOST_PIECES).filter(|_| facts.take(Piece::LastFields)).count();
+        assert_eq!((taken, facts.take(Piece::Content)), (1024, false));
     }
 }

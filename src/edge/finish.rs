@@ -25,6 +25,7 @@ use crate::edge::site::{Route, Site};
 use crate::edge::snapshot::Snapshot;
 use crate::edge::stall;
 use crate::http::body::Body;
+use crate::http::frames::Piece;
 use crate::http::guard::Refusal;
 use crate::http::request::{ClientRequest, Scheme};
 use crate::tunnel::Policy;
@@ -194,6 +195,12 @@ impl Journey {
         (policy.unwrap_or_default(), entry)
     }
 
+    fn hand(&self, piece: Piece) {
+        if let Some(answering) = &self.answering {
+            answering.facts.hand(piece);
+        }
+    }
+
     fn write(&self) {
         if let Some(log) = &self.log {
             log.write(&self.line.record());
@@ -237,6 +244,9 @@ pub fn finish(connection: &Connection, mut journey: Journey, mut response: Respo
     }
     journey.line.status = response.status().as_u16();
     connection.facts.answer();
+    if response.body().is_end_stream() {
+        connection.facts.hand(Piece::LastFields);
+    }
     stall::offered();
     response.map(|body| {
         let keeps = journey.unread.is_some();
@@ -305,7 +315,10 @@ impl HttpBody for Counted {
         };
         stall::offered();
         match &frame {
-            Some(Ok(frame)) => self.journey.line.bytes_sent += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => {
+                self.journey.line.bytes_sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.journey.hand(if frame.is_trailers() { Piece::LastFields } else { Piece::Content });
+            }
             Some(Err(fault)) => {
                 // The head is out: all that is left is to break off visibly, and to say so here.
                 let id = self.journey.process.next_id();

@@ -20,6 +20,10 @@ use crate::http::request::Scheme;
 /// Connections that the kernel may hold for us while we are busy.
 const BACKLOG: i32 = 4096;
 
+/// Pauses where nothing can be accepted. A client waits no longer than the longest when descriptors are free again.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
 /// A bound socket and what the file calls it.
 #[derive(Debug)]
 pub struct BoundListener {
@@ -75,6 +79,8 @@ fn bind_to(address: SocketAddr, both_families: bool) -> io::Result<std::net::Tcp
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // What it accepts has it from it (socket(7)), at no cost for each: also what comes before anybody accepts.
+    let _ = socket.set_tcp_keepalive(&keepalive());
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -87,8 +93,8 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
         Ok(listener) => listener,
         Err(error) => return tracing::error!("cannot listen on {address}: {error}"),
     };
-    // What it accepts has it from it (socket(7)), at no cost for each. A socket lives for days without a deadline of a
-    // request; the kernel finds out that its client has vanished. A listener that refuses the option still works.
+    // Once more for a listener that was bound by somebody else. A socket lives for days without a deadline of a request;
+    // the kernel finds out that its client has vanished. A listener that refuses the option still works.
     let _ = SockRef::from(&listener).set_tcp_keepalive(&keepalive());
     let mut backoff = Backoff::default();
     loop {
@@ -104,7 +110,7 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
                     let is_proxy = snapshot.trust.proxies.contains(peer.ip());
                     (is_proxy, is_proxy && snapshot.proxy_protocol)
                 };
-                match worker.process.admission.admit(peer.ip(), is_proxy) {
+                match verdict(&worker, peer.ip(), is_proxy) {
                     Verdict::Admitted(permit) => {
                         let close = close.clone();
                         let accepted =
@@ -139,9 +145,29 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
     }
 }
 
+/// What becomes of a client that has connected. Where room is short, a connection that nobody uses gives way to it.
+fn verdict(worker: &Worker, peer: IpAddr, is_proxy: bool) -> Verdict {
+    let process = &worker.process;
+    if !process.overload.has_room() {
+        return process.admission.refuse();
+    }
+    if process.admission.is_tight() || process.overload.is_tight() {
+        worker.guests.make_room();
+    }
+    process.admission.admit(peer, is_proxy)
+}
+
 /// A peer that is gone is noticed after two minutes.
 fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(6)
+}
+
+/// The same for one that is being sent something: keepalive is silent then, and the kernel would send it again for a
+/// quarter of an hour (tcp(7), TCP_USER_TIMEOUT). A client that is there and takes nothing is not cut off before `write`:
+/// where that is long, it alone ends such clients, as this would be in the place of keepalive's own count.
+pub fn vanished_after(write: Duration) -> Option<Duration> {
+    const KEEPALIVE: Duration = Duration::from_secs(120);
+    (write <= KEEPALIVE / 2).then_some(KEEPALIVE)
 }
 
 /// Errors that say something about the connection that was to be accepted, not about the listener (accept(2)).
@@ -168,7 +194,7 @@ impl Backoff {
     }
 
     fn next(&mut self, address: ListenAddress, error: &io::Error) -> Duration {
-        self.pause = (self.pause * 2).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         if self.told.is_none_or(|told| told.elapsed() > Duration::from_secs(60)) {
             self.told = Some(tokio::time::Instant::now());
             tracing::error!("cannot accept on {address}: {error}");
@@ -191,6 +217,22 @@ mod tests {
         assert!(probe(ListenAddress { port, ..any }).is_err());
         drop((first, second));
         assert!(probe(ListenAddress { port, ..any }).is_ok());
+    }
+
+    #[test]
+    fn whoever_comes_before_anybody_accepts_is_asked_after_as_well() {
+        let listener = bind(ListenAddress { ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 }).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(SockRef::from(&accepted).keepalive().unwrap());
+        drop(client);
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_left_to_the_deadline_of_writes() {
+        let seconds = |write| vanished_after(Duration::from_secs(write)).map(|after| after.as_secs());
+        assert_eq!([seconds(0), seconds(60), seconds(61)], [Some(120), Some(120), None]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::edge::access::AccessLog;
 use crate::edge::admission::Admission;
 use crate::edge::gate::Gate;
 use crate::edge::generation::Generations;
+use crate::edge::overload::Overload;
 use crate::edge::places::Places;
 use crate::edge::refusals::Refusals;
 use crate::edge::snapshot::Snapshot;
@@ -36,6 +37,8 @@ pub struct Process {
     pub tickets: Arc<Tickets>,
     /// Who is connected, and who may be.
     pub admission: Arc<Admission>,
+    /// How much memory there is for them.
+    pub overload: Overload,
     /// The live tunnels.
     pub tunnels: Tunnels,
     /// Rung when a socket was opened under a configuration that is not in force any more: a reload had looked for sockets
@@ -72,6 +75,7 @@ impl Process {
         back_ends.resolver().ask(&snapshot.resolvers);
         Process {
             gate: snapshot.gate.clone(),
+            overload: Overload::new(snapshot.max_memory),
             snapshot: ArcSwap::from_pointee(snapshot),
             replaced: Notify::new(),
             generations,
@@ -94,6 +98,7 @@ impl Process {
     pub fn replace(&self, snapshot: Snapshot) {
         self.generations.enter(&snapshot.generation);
         self.back_ends.resolver().ask(&snapshot.resolvers);
+        self.overload.change(snapshot.max_memory);
         self.snapshot.store(Arc::new(snapshot));
         self.replaced.notify_one();
     }
@@ -108,6 +113,7 @@ impl Process {
     /// What was refused since the start, in a phrase, and how often: `doorward sockets` shows it.
     pub fn refusals(&self) -> Vec<(String, u64)> {
         let own = self.refused.list().into_iter().chain(self.admission.refused());
+        let own = own.chain(self.admission.handshakes.refused()).chain(self.overload.refused());
         own.map(|(name, count)| (name.to_owned(), count)).chain(self.gate.limits.refused()).collect()
     }
 

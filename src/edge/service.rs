@@ -33,7 +33,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     let upgrade = head.extensions.remove::<OnUpgrade>();
     let connect = head.method == Method::CONNECT;
     let waits = head.headers.contains_key(header::EXPECT);
-    let (body, unread) = ClientBody::new(body, snapshot.timeouts.body, connection.facts.clone());
+    let (body, unread) = ClientBody::new(body, snapshot.timeouts.body, snapshot.min_rate, connection.facts.clone());
     let answer = match Box::pin(travel(&connection, &snapshot, &mut journey, head, body)).await {
         // RFC 9110, section 9.3.6: "Any 2xx (Successful) response indicates that the sender … will switch to tunnel mode".
         Ok(Reply::Response(response)) if connect && response.status().is_success() => {
@@ -69,9 +69,11 @@ async fn travel(
     if let Some(refusal) = journey.refusal() {
         return Err(Fault::new(refusal.kind, refusal.detail));
     }
+    connection.process.overload.check()?;
     let protocol = head.extensions.get::<Protocol>().cloned();
     let protocol = protocol.as_ref().map(Protocol::as_str);
-    let request = ClientRequest::read(head, protocol, connection.arrival, &snapshot.trust, snapshot.limits)?;
+    let request = ClientRequest::read(head, protocol, connection.arrival, &snapshot.trust, snapshot.limits)
+        .inspect_err(|fault| connection.note_fault(fault))?;
     journey.note_request(&request);
     if let Some(response) = challenge::answer(&connection.process.challenges, snapshot.webroot.as_ref(), &request) {
         return response.map(Reply::Response);
@@ -111,6 +113,7 @@ async fn travel(
     let path = route.rewrite(&request.path);
     let mut request = request.forward(path, route.takes_sockets());
     request.user = user;
+    request.server_name = site.stand_in_name(&request.authority.host);
     if site.forwarded {
         request.add_forwarded();
     }

@@ -163,15 +163,18 @@ pub fn challenge(realm: &str) -> HeaderValue {
         .unwrap_or(HeaderValue::from_static("Basic realm=\"-\", charset=\"UTF-8\""))
 }
 
-/// A name and a password.
-struct Credentials {
-    name: Vec<u8>,
-    password: Vec<u8>,
+/// A name and a password, as a client says them.
+#[derive(PartialEq, Eq)]
+pub struct Credentials {
+    /// Without a colon.
+    pub name: Vec<u8>,
+    /// What is behind the first colon.
+    pub password: Vec<u8>,
 }
 
 impl Credentials {
     /// Those of the Authorization field. Two fields are nobody's: another reader might take the other one.
-    fn read(headers: &HeaderMap) -> Option<Credentials> {
+    pub fn read(headers: &HeaderMap) -> Option<Credentials> {
         let mut fields = headers.get_all(header::AUTHORIZATION).iter();
         let (Some(value), None) = (fields.next(), fields.next()) else { return None };
         // RFC 9110, section 11.1: the scheme is "a case-insensitive token".

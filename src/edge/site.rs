@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::base::fault::{Fault, Kind};
-use crate::base::host::Host;
+use crate::base::host::{Host, HostPattern};
 use crate::base::pattern::PathPattern;
 use crate::edge::access::SiteLog;
 use crate::edge::error_pages::ErrorPages;
@@ -31,6 +31,8 @@ pub struct Site {
     pub name: Arc<str>,
     /// The host that aliases lead to.
     pub canonical: Option<Host>,
+    /// The hosts that it claims; one with `default` gets others as well.
+    pub hosts: Vec<HostPattern>,
     /// Hosts that are redirected to the canonical one.
     pub aliases: HashSet<Host>,
     /// Whether the plain listeners redirect to https.
@@ -178,6 +180,12 @@ impl Site {
     /// Whether `host` is redirected to the canonical one.
     pub fn is_alias(&self, host: &Host) -> bool {
         !self.aliases.is_empty() && self.aliases.contains(host)
+    }
+
+    /// The name of the server for a request that asked for `host`, where that is none of the file's: a client may write
+    /// what it likes there, and applications have put SERVER_NAME into mails (WordPress, CVE-2017-8295).
+    pub fn stand_in_name(&self, host: &Host) -> Option<Host> {
+        if self.hosts.iter().any(|pattern| pattern.matches(host)) { None } else { self.canonical.clone() }
     }
 
     /// Refuses a client that may not come here, or not as often.

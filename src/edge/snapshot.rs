@@ -43,6 +43,10 @@ pub struct Snapshot {
     pub limits: HeadLimits,
     /// How long is waited for whom.
     pub timeouts: config::Timeouts,
+    /// Bytes a second that a client which is waited for sends or takes; `None` is no limit.
+    pub min_rate: Option<u64>,
+    /// Bytes of memory; 0 is a share of what there is.
+    pub max_memory: u64,
     /// Where the lines of requests go that no site was found for.
     pub log: Option<Arc<SiteLog>>,
     /// What TLS listeners speak.
@@ -64,6 +68,8 @@ pub struct Terms {
     pub limits: HeadLimits,
     /// How long is waited for whom.
     pub timeouts: config::Timeouts,
+    /// Bytes a second that a client which is waited for sends or takes; `None` is no limit.
+    pub min_rate: Option<u64>,
 }
 
 /// Why a checked configuration cannot be put in force.
@@ -156,6 +162,8 @@ impl Snapshot {
                 max_header_size: config.limits.max_header_size,
             },
             timeouts: config.timeouts,
+            min_rate: config.limits.min_rate,
+            max_memory: server.max_memory,
             log: site_log(config, surroundings.access, config.log.access.as_ref(), &[])?,
             tls: surroundings.tls,
             gate: surroundings.gate.clone(),
@@ -167,7 +175,7 @@ impl Snapshot {
 
     /// What a connection keeps of it.
     pub fn terms(&self) -> Terms {
-        Terms { limits: self.limits, timeouts: self.timeouts }
+        Terms { limits: self.limits, timeouts: self.timeouts, min_rate: self.min_rate }
     }
 
     /// The site that answers for `host` on `listener`.

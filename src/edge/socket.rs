@@ -58,7 +58,7 @@ pub fn join(
             half.join_http1(&worker, upgraded);
         });
     } else {
-        let carrier = Rc::new(Carrier::default());
+        let carrier = Rc::new(Carrier::new(connection.facts.clone()));
         stall::leave_carrier(carrier.clone());
         tunnels.spawn_tunnel(async move {
             let Some(upgraded) = handed_over(upgrade).await else { return };

@@ -7,15 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::base::address::ListenAddress;
 use crate::edge::finish::farewell::Farewells;
+use crate::edge::guests::Guests;
 use crate::edge::listener::{self, BoundListener};
 use crate::edge::process::Process;
+use crate::tls::turns::Turns;
 use crate::tunnel::poller::Poller;
 use crate::upstream::http::Pool;
 use crate::upstream::php::FastCgiPool;
@@ -45,6 +47,10 @@ pub struct Worker {
     pub cut: CancellationToken,
     /// The plain sockets of tunnels.
     pub poller: Poller,
+    /// The connections that serve requests.
+    pub guests: Guests,
+    /// Whose turn it is to compute a handshake.
+    pub turns: Turns,
     /// What the log lines of tunnels have in common.
     pub farewells: Farewells,
     tasks: TaskTracker,
@@ -52,6 +58,22 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Within a runtime of its own.
+    pub fn new(process: Arc<Process>) -> std::io::Result<Worker> {
+        Ok(Worker {
+            process,
+            pool: Pool::default(),
+            fastcgi: FastCgiPool::default(),
+            cut: CancellationToken::new(),
+            poller: Poller::new()?,
+            guests: Guests::default(),
+            turns: Turns::default(),
+            farewells: Farewells::default(),
+            tasks: TaskTracker::new(),
+            tunnels: TaskTracker::new(),
+        })
+    }
+
     /// Runs a connection as a task of this worker; a stop waits for it.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.tasks.spawn_local(task);
@@ -80,17 +102,7 @@ impl Worker {
 /// Runs a worker on the calling thread until it is told to stop.
 pub fn run(process: Arc<Process>, commands: mpsc::Receiver<Command>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let poller = runtime.block_on(async { Poller::new() })?;
-    let worker = Rc::new(Worker {
-        process,
-        pool: Pool::default(),
-        fastcgi: FastCgiPool::default(),
-        cut: CancellationToken::new(),
-        poller,
-        farewells: Farewells::default(),
-        tasks: TaskTracker::new(),
-        tunnels: TaskTracker::new(),
-    });
+    let worker = Rc::new(runtime.block_on(async { Worker::new(process) })?);
     LocalSet::new().block_on(&runtime, obey(worker, commands));
     // What is still on a blocking thread (a file read, a spool) is not waited for.
     runtime.shutdown_background();
@@ -103,6 +115,7 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
         let poller = worker.poller.clone();
         async move { poller.run().await }
     });
+    let threads = tokio::task::spawn_local(keep_a_thread());
     let mut listening: HashMap<ListenAddress, CancellationToken> = HashMap::new();
     // Times that have not been set are never.
     let (mut cut, mut end) = (None, None);
@@ -145,8 +158,18 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             None => break,
         }
     }
-    sweeping.abort();
-    polling.abort();
+    [sweeping, polling, threads].iter().for_each(JoinHandle::abort);
+}
+
+/// Keeps one thread of the runtime that may wait for a disk. tokio ends them after 10 s without work, and panics where the
+/// machine then gives it none (TasksMax, `ulimit -u`); while there is one, work waits for it instead.
+pub async fn keep_a_thread() {
+    let mut tick = tokio::time::interval(Duration::from_secs(4));
+    loop {
+        tick.tick().await;
+        // Nobody waits for nothing.
+        drop(tokio::task::spawn_blocking(|| ()));
+    }
 }
 
 async fn at(time: Option<Instant>) {
@@ -169,7 +192,9 @@ async fn sweep(worker: Rc<Worker>) {
         worker.farewells.sweep();
         worker.process.tunnels.wake_due(Instant::now());
         let now = std::time::Instant::now();
-        let (clients, limits) = (worker.process.admission.report(now), worker.process.gate.limits.report(now));
-        clients.iter().chain(&limits).for_each(|line| tracing::warn!("{line}"));
+        let process = &worker.process;
+        let clients = [process.admission.report(now), process.admission.handshakes.report(now)];
+        let requests = [process.gate.limits.report(now), process.overload.look(now)];
+        clients.iter().chain(&requests).flatten().for_each(|line| tracing::warn!("{line}"));
     }
 }

@@ -8,6 +8,7 @@ mod head;
 use crate::base::fault::Kind;
 use crate::http::request::HeadLimits;
 use chunked::Chunked;
+pub(crate) use head::is_token;
 
 /// Follows one HTTP/1.1 connection.
 #[derive(Debug)]
@@ -160,7 +161,12 @@ impl Guard {
     }
 
     /// Where the head ends, behind its empty line. Every line must end in CRLF.
+    ///
+    /// Only what a head may be long is looked at: the verdict must not depend on how much of it has arrived.
     fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+        let ahead = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+        let most = self.limits.max_header_size.saturating_add(ahead);
+        let (bytes, is_longer) = bytes.get(..most).map_or((bytes, false), |window| (window, bytes.len() > most));
         loop {
             let Some(found) = memchr::memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()) else {
                 self.searched = bytes.len();
@@ -177,15 +183,15 @@ impl Guard {
             let empty = line_end == 0 || bytes.get(line_end - 1) == Some(&b'\n');
             // RFC 9112, section 2.2: one empty line before the request line is ignored.
             if empty && line_end > 1 {
+                if line_end == ahead {
+                    return Err(malformed("empty lines instead of a request"));
+                }
                 return Ok(Some(at + 1));
             }
-            if empty && line_end == 0 && bytes.get(2..4) == Some(b"\r\n") {
-                return Err(malformed("empty lines instead of a request"));
-            }
         }
-        if bytes.len() > self.limits.max_header_size {
+        if is_longer {
             // A request line that never ends is a target that is too long.
-            return Err(match memchr::memchr(b'\n', bytes) {
+            return Err(match memchr::memchr(b'\n', bytes.get(ahead..).unwrap_or_default()) {
                 None => {
                     Refusal { kind: Kind::TargetTooLong, detail: "the request line is over limits.max_header_size" }
                 }
@@ -224,6 +230,26 @@ mod tests {
                     POST /y HTTP/1.1\r\nhost: a\r\ntransfer-encoding: Chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nx: y\r\n\r\nGET";
         let step = inspect(text);
         assert_eq!(step, Step { pass: text.len() - 3, refusal: None, in_body: false });
+    }
+
+    #[test]
+    fn a_head_that_is_too_long_is_refused_alike_however_it_arrives() {
+        let line = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(600));
+        let fields = get(&"a: b\r\n".repeat(100));
+        let behind = format!("GET / HTTP/1.1\r\na: {}\n\r\n", "b".repeat(600));
+        for (text, kind) in [
+            (&line, Kind::TargetTooLong),
+            (&format!("\r\n{line}"), Kind::TargetTooLong),
+            (&fields, Kind::HeadTooLarge),
+            (&behind, Kind::HeadTooLarge),
+        ] {
+            for size in [1, 499, 501, 502, text.len()] {
+                let mut guard = Guard::new(LIMITS);
+                let shown = (1..).map(|n| (n * size).min(text.len()));
+                let refusal = shown.map(|shown| guard.inspect(&text.as_bytes()[..shown]).refusal).find_map(|r| r);
+                assert_eq!(refusal.map(|refusal| refusal.kind), Some(kind), "{size} of {text:?}");
+            }
+        }
     }
 
     #[test]
@@ -312,6 +338,20 @@ mod tests {
             let text = format!("{}{body}", get("Transfer-Encoding: chunked\r\n"));
             assert_eq!(refusal(&text), Some(Kind::Malformed), "{body:?}");
         }
+    }
+
+    #[test]
+    fn extensions_and_trailers_end_before_hypers_own_limits() {
+        let limits = HeadLimits { max_header_size: 64 * 1024, ..LIMITS };
+        let refusal = |body: String| {
+            let text = get("Transfer-Encoding: chunked\r\n") + &body;
+            Guard::new(limits).inspect(text.as_bytes()).refusal.map(|r| r.kind)
+        };
+        // hyper refuses from 16,384 bytes on, and does not say why.
+        let extension = |n: usize| refusal(format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(n)));
+        assert_eq!((extension(16_383), extension(16_384)), (None, Some(Kind::Malformed)));
+        let trailer = |n: usize| refusal(format!("0\r\na:{}\r\n\r\n", "x".repeat(n - 6)));
+        assert_eq!((trailer(16_383), trailer(16_384)), (None, Some(Kind::HeadTooLarge)));
     }
 
     #[test]

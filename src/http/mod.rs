@@ -3,6 +3,7 @@
 //! one table that turns a fault into a status ([`reply`]).
 
 pub mod body;
+mod fields;
 pub mod forwarded;
 pub mod forwarded_field;
 pub mod frames;

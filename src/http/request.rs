@@ -7,8 +7,9 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header, request};
 
 use crate::base::fault::{Fault, Kind};
-use crate::base::host::Authority;
+use crate::base::host::{Authority, Host};
 use crate::base::network::Networks;
+use crate::http::fields::{check_fields, check_size, trim};
 use crate::http::path::CanonicalPath;
 use crate::http::{forwarded, forwarded_field, hop};
 
@@ -131,6 +132,8 @@ pub struct UpstreamRequest {
     pub client: Client,
     /// The user who has signed in with a password, as the password file has the name.
     pub user: Option<Arc<[u8]>>,
+    /// What a CGI program takes for the server's name, where that is not the host that the client asked for.
+    pub server_name: Option<Host>,
 }
 
 impl ClientRequest {
@@ -145,7 +148,11 @@ impl ClientRequest {
     ) -> Result<ClientRequest, Fault> {
         let request::Parts { mut method, uri, version, mut headers, .. } = head;
         check_method(&method, &uri, protocol)?;
+        if version == Version::HTTP_2 {
+            trim(&mut headers);
+        }
         check_size(&uri, &headers, limits)?;
+        check_fields(&headers)?;
         let authority = read_authority(&uri, &headers, version)?;
         check_expectation(&headers)?;
         let path = CanonicalPath::parse(if uri.path().is_empty() { "/" } else { uri.path() })
@@ -191,7 +198,19 @@ impl ClientRequest {
         }
         forwarded::set(&mut headers, &authority, &client);
         let path = path.unwrap_or_else(|| original.clone());
-        UpstreamRequest { method, path, original, query, headers, authority, version, websocket, client, user: None }
+        UpstreamRequest {
+            method,
+            path,
+            original,
+            query,
+            headers,
+            authority,
+            version,
+            websocket,
+            client,
+            user: None,
+            server_name: None,
+        }
     }
 }
 
@@ -219,7 +238,7 @@ fn join(path: &CanonicalPath, query: Option<&str>) -> String {
     }
 }
 
-fn malformed(detail: &'static str) -> Fault {
+pub(super) fn malformed(detail: &'static str) -> Fault {
     Fault::new(Kind::Malformed, detail)
 }
 
@@ -249,18 +268,6 @@ fn check_method(method: &Method, uri: &http::Uri, protocol: Option<&str>) -> Res
     // RFC 9112, section 3.2.3: the authority-form is CONNECT's alone; `GET a.test:443` names no path.
     if uri.scheme().is_none() && uri.authority().is_some() {
         return Err(malformed("an authority in the place of a target"));
-    }
-    Ok(())
-}
-
-fn check_size(uri: &http::Uri, headers: &HeaderMap, limits: HeadLimits) -> Result<(), Fault> {
-    let target = uri.path_and_query().map_or(0, |p| p.as_str().len());
-    if target > limits.max_uri {
-        return Err(Fault::new(Kind::TargetTooLong, "the target is over limits.max_uri"));
-    }
-    let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if headers.len() > limits.max_headers || size + target > limits.max_header_size {
-        return Err(Fault::new(Kind::HeadTooLarge, "the head is over limits.max_headers or limits.max_header_size"));
     }
     Ok(())
 }
@@ -326,7 +333,8 @@ fn is_websocket(method: &Method, version: Version, protocol: Option<&str>, heade
             && field(header::UPGRADE).is_some_and(names_websocket)
             && hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"))
             && matches!(versions, (Some(b"13"), None))
-            && headers.contains_key(header::SEC_WEBSOCKET_KEY)
+            // Two keys have two answers, and who takes which is not known.
+            && headers.get_all(header::SEC_WEBSOCKET_KEY).iter().count() == 1
             && bodiless),
         // RFC 8441, section 5. Firefox behind other proxies leaves the version out, and then means 13.
         (Version::HTTP_2, Some(_)) if !matches!(versions, (None | Some(b"13"), None)) => {
@@ -405,6 +413,18 @@ mod tests {
     }
 
     #[test]
+    fn fields_of_http2_are_held_to_what_the_guard_asks_of_http1() {
+        let read = |fields: &[(&str, &str)]| {
+            let fields: Vec<_> = [("host", "a")].iter().chain(fields).copied().collect();
+            read_as(http::Request::builder().version(Version::HTTP_2).uri("/"), None, &fields).map_err(|e| e.kind)
+        };
+        let padded = read(&[("x", " a \t"), ("y", " ")]).unwrap();
+        assert_eq!((&padded.headers["x"], &padded.headers["y"]), (&"a".parse().unwrap(), &"".parse().unwrap()));
+        assert_eq!(read(&[("content-length", "5"), ("content-length", "5")]).unwrap_err(), Kind::Malformed);
+        assert!(read(&[("x", "a b"), ("y", ""), ("content-length", "5")]).is_ok());
+    }
+
+    #[test]
     fn the_absolute_form_names_the_host() {
         let request = read("http://b.test/x", &[("host", "a")]).unwrap();
         assert_eq!(request.authority.to_string(), "b.test");
@@ -431,6 +451,10 @@ mod tests {
         let mut old = all;
         old[4].1 = "8";
         assert!(!read("/ws", &old).unwrap().websocket);
+        for twice in 1..all.len() {
+            let fields: Vec<_> = all.iter().chain(all.get(twice)).copied().collect();
+            assert_eq!(read("/ws", &fields).unwrap().websocket, twice == 2, "two of {}", all[twice].0);
+        }
     }
 
     #[test]

@@ -4,14 +4,17 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::server::{Acceptor, ServerConfig};
+use rustls::server::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::StartHandshake;
 
 use super::challenges::{ALPN_ACME, Challenges};
-use super::policy::{ALPN_H1, ALPN_H2};
+pub use super::hello::AcceptError;
+use super::hello::{HelloReader, Refusal, judge};
+use super::policy::ALPN_H2;
+use super::turns::Turns;
 
 /// The one type of a TLS connection. Everybody names it through this alias.
 pub type Stream = tokio_rustls::server::TlsStream<TcpStream>;
@@ -46,39 +49,11 @@ pub enum Handshake {
     Challenge,
 }
 
-/// Why a handshake came to nothing. Whatever there was to say to the client has been said.
-#[derive(Debug, thiserror::Error)]
-pub enum AcceptError {
-    /// It was not complete within the deadline.
-    #[error("the handshake was not complete in time")]
-    Timeout,
-    /// The client speaks HTTP without TLS; it was told so.
-    #[error("plain HTTP on a TLS port")]
-    PlainHttp,
-    /// The first bytes are of no TLS record.
-    #[error("not TLS")]
-    NotTls,
-    /// No site has a certificate for this name, or for a client that names none.
-    #[error("no certificate for {}", name.as_deref().unwrap_or("a client that sends no server name"))]
-    UnknownName {
-        /// The name the client asked for.
-        name: Option<String>,
-    },
-    /// The client offers none of our protocols.
-    #[error("the client speaks none of the protocols that are offered (ALPN)")]
-    NoCommonProtocol,
-    /// The client went away.
-    #[error("the client left during the handshake")]
-    ClientLeft(#[source] io::Error),
-    /// The handshake failed by the rules of TLS.
-    #[error("the handshake failed")]
-    Tls(#[source] rustls::Error),
-}
-
 /// At most this much of an answer waits in a connection for its socket, in bytes: four records.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Makes a TLS connection of `tcp`, or says why not, within `deadline`.
+/// Makes a TLS connection of `tcp`, or says why not, within `deadline`. `on_hello` is called when the client has said all
+/// of its ClientHello.
 ///
 /// # Errors
 /// See [`AcceptError`]; the connection is closed.
@@ -86,31 +61,34 @@ pub async fn accept(
     tcp: TcpStream,
     config: Arc<ServerConfig>,
     challenges: &Challenges,
+    turns: &Turns,
     deadline: Duration,
+    on_hello: impl FnOnce(),
 ) -> Result<Handshake, AcceptError> {
     // Boxed: the state of a handshake is large, and the caller's task lives much longer.
-    timeout(deadline, Box::pin(handshake(tcp, config, challenges))).await.unwrap_or(Err(AcceptError::Timeout))
+    let handshake = Box::pin(handshake(tcp, config, challenges, turns, on_hello));
+    timeout(deadline, handshake).await.unwrap_or(Err(AcceptError::Timeout))
 }
 
 async fn handshake(
     tcp: TcpStream,
     config: Arc<ServerConfig>,
     challenges: &Challenges,
+    turns: &Turns,
+    on_hello: impl FnOnce(),
 ) -> Result<Handshake, AcceptError> {
     let hello = match read_hello(&tcp).await {
         Ok(hello) => hello,
-        Err(NoHello { error, answer }) => {
-            refuse(tcp, &answer).await;
-            return Err(error);
-        }
+        Err(refusal) => return Err(refuse(tcp, refusal).await),
     };
+    on_hello();
     if let Some(challenge) = challenge(&hello, challenges) {
         return answer_challenge(StartHandshake::from_parts(hello, tcp), challenge).await;
     }
-    if let Err(Refusal { alert, error }) = judge(&hello, &config) {
-        refuse(tcp, &fatal(alert)).await;
-        return Err(error);
+    if let Err(refusal) = judge(&hello, &config) {
+        return Err(refuse(tcp, refusal).await);
     }
+    turns.wait().await;
     let start = StartHandshake::from_parts(hello, tcp);
     let finish = start.into_stream_with(config, |connection| connection.set_buffer_limit(Some(SEND_BUFFER)));
     let stream = finish.await.map_err(classify)?;
@@ -141,114 +119,31 @@ async fn answer_challenge(
     Ok(Handshake::Challenge)
 }
 
-/// A connection that never came to a ClientHello, and what to say to it.
-struct NoHello {
-    error: AcceptError,
-    answer: Vec<u8>,
-}
-
-impl NoHello {
-    fn silent(error: AcceptError) -> NoHello {
-        NoHello { error, answer: Vec::new() }
-    }
-}
-
-async fn read_hello(tcp: &TcpStream) -> Result<rustls::server::Accepted, NoHello> {
-    let left = |error| NoHello::silent(AcceptError::ClientLeft(error));
-    let mut acceptor = Acceptor::default();
-    let mut socket = Socket { tcp, first: None };
+async fn read_hello(tcp: &TcpStream) -> Result<rustls::server::Accepted, Refusal> {
+    let mut reader = HelloReader::default();
     loop {
-        tcp.readable().await.map_err(left)?;
-        match acceptor.read_tls(&mut socket) {
-            Ok(0) => return Err(left(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(left(error)),
-        }
-        // No TLS record begins with a letter; all methods of HTTP do.
-        if socket.first.is_some_and(|byte| byte.is_ascii_uppercase()) {
-            return Err(NoHello { error: AcceptError::PlainHttp, answer: plain_http_answer() });
-        }
-        match acceptor.accept() {
-            Ok(Some(hello)) => return Ok(hello),
-            Ok(None) => {}
-            Err((error, mut alert)) => {
-                let mut answer = Vec::new();
-                // Writing to memory does not fail.
-                let _ = alert.write_all(&mut answer);
-                return Err(NoHello { error: from_rustls(error), answer });
-            }
+        tcp.readable().await.map_err(|error| Refusal::silent(AcceptError::ClientLeft(error)))?;
+        if let Some(hello) = reader.read(&mut Socket(tcp))? {
+            return Ok(hello);
         }
     }
 }
 
-/// The socket as the acceptor reads it; remembers the first byte.
-struct Socket<'a> {
-    tcp: &'a TcpStream,
-    first: Option<u8>,
-}
+/// The socket as the reader of a ClientHello sees it: what is not there yet is told, not waited for.
+struct Socket<'a>(&'a TcpStream);
 
 impl Read for Socket<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.tcp.try_read(buffer)?;
-        if length > 0 {
-            self.first = self.first.or_else(|| buffer.first().copied());
-        }
-        Ok(length)
+        self.0.try_read(buffer)
     }
 }
 
-/// What a ClientHello deserves instead of a handshake.
-struct Refusal {
-    alert: AlertNumber,
-    error: AcceptError,
-}
-
-/// What rustls would answer with `access_denied`, or not at all.
-fn judge(hello: &rustls::server::Accepted, config: &ServerConfig) -> Result<(), Refusal> {
-    let hello = hello.client_hello();
-    let name = hello.server_name().map(str::to_owned);
-    let offers_alpn = hello.alpn().is_some();
-    if config.cert_resolver.resolve(hello).is_none() {
-        // RFC 8446, section 9.2: "Servers requiring this extension SHOULD respond to a ClientHello lacking a
-        // "server_name" extension by terminating the connection with a "missing_extension" alert."
-        let alert = if name.is_some() { UNRECOGNIZED_NAME } else { MISSING_EXTENSION };
-        return Err(Refusal { alert, error: AcceptError::UnknownName { name } });
-    }
-    // RFC 9113, section 3.2: "A client that makes a request to an "https" URI uses TLS … with the ALPN extension";
-    // one without it can only mean HTTP/1.1.
-    if !offers_alpn && !config.alpn_protocols.iter().any(|name| name == ALPN_H1) {
-        return Err(Refusal { alert: NO_APPLICATION_PROTOCOL, error: AcceptError::NoCommonProtocol });
-    }
-    Ok(())
-}
-
-type AlertNumber = u8;
-
-// RFC 8446, section 6.
-const MISSING_EXTENSION: AlertNumber = 109;
-const UNRECOGNIZED_NAME: AlertNumber = 112;
-const NO_APPLICATION_PROTOCOL: AlertNumber = 120;
-
-/// A fatal alert in a record of its own, before any key is agreed upon.
-fn fatal(alert: AlertNumber) -> [u8; 7] {
-    [21, 3, 3, 0, 2, 2, alert]
-}
-
-fn plain_http_answer() -> Vec<u8> {
-    let text = "This port speaks TLS: use https://\n";
-    format!(
-        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
-        text.len()
-    )
-    .into_bytes()
-}
-
-/// Says `answer` and waits a moment until the client has taken it: closing a socket with unread data resets it, and a
+/// Says what there is to say and waits a moment until the client has taken it: closing a socket with unread data resets it, and a
 /// reset can overtake the answer.
-async fn refuse(mut tcp: TcpStream, answer: &[u8]) {
-    if answer.is_empty() || tcp.write_all(answer).await.is_err() || tcp.shutdown().await.is_err() {
-        return;
+async fn refuse(mut tcp: TcpStream, refusal: Refusal) -> AcceptError {
+    let Refusal { error, answer } = refusal;
+    if answer.is_empty() || tcp.write_all(&answer).await.is_err() || tcp.shutdown().await.is_err() {
+        return error;
     }
     let rest = async {
         let mut scratch = [0; 1024];
@@ -259,23 +154,13 @@ async fn refuse(mut tcp: TcpStream, answer: &[u8]) {
         }
     };
     let _ = timeout(Duration::from_secs(1), rest).await;
+    error
 }
 
 fn classify(error: io::Error) -> AcceptError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        Some(error) => from_rustls(error.clone()),
+        Some(error) => error.clone().into(),
         None => AcceptError::ClientLeft(error),
-    }
-}
-
-fn from_rustls(error: rustls::Error) -> AcceptError {
-    use rustls::InvalidMessage::{InvalidContentType, MessageTooLarge, UnknownProtocolVersion};
-    match error {
-        rustls::Error::NoApplicationProtocol => AcceptError::NoCommonProtocol,
-        rustls::Error::InvalidMessage(InvalidContentType | MessageTooLarge | UnknownProtocolVersion) => {
-            AcceptError::NotTls
-        }
-        error => AcceptError::Tls(error),
     }
 }
 
@@ -422,7 +307,7 @@ mod tests {
         config: Arc<ServerConfig>,
         deadline: Duration,
     ) -> Result<Accepted, AcceptError> {
-        match accept(theirs, config, &Challenges::default(), deadline).await? {
+        match accept(theirs, config, &Challenges::default(), &Turns::default(), deadline, || ()).await? {
             Handshake::Client(accepted) => Ok(accepted),
             Handshake::Challenge => panic!("no challenge is open"),
         }
@@ -629,7 +514,8 @@ mod tests {
             let connector = TlsConnector::from(client(alpn));
             let name = ServerName::try_from(name).unwrap();
             let config = world.config(&policy());
-            tokio::join!(accept(theirs, config, &challenges, LONG), connector.connect(name, ours))
+            let turns = Turns::default();
+            tokio::join!(accept(theirs, config, &challenges, &turns, LONG, || ()), connector.connect(name, ours))
         };
         let (accepted, connected) = shake("new.example", &["acme-tls/1"]).await;
         assert!(matches!(accepted, Ok(Handshake::Challenge)), "{accepted:?}");
@@ -699,7 +585,7 @@ mod tests {
         let (error, told) = answer_to(&record).await;
         assert!(matches!(error, AcceptError::Tls(_)), "{error}");
         // handshake_failure, since such a client names no signature schemes either, or protocol_version.
-        assert!(told == fatal(40) || told == fatal(70), "{told:?}");
+        assert!(told == crate::tls::hello::fatal(40) || told == crate::tls::hello::fatal(70), "{told:?}");
     }
 
     #[tokio::test]

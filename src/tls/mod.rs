@@ -3,6 +3,7 @@
 
 pub mod accept;
 pub mod challenges;
+pub mod hello;
 pub mod local_ca;
 mod names;
 pub mod pair;
@@ -14,4 +15,5 @@ pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod tickets;
+pub mod turns;
 pub mod watch;

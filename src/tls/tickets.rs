@@ -67,6 +67,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_ticket_is_good_for_twelve_hours_that_is_two_sets_of_keys() {
+        let tickets = Tickets::new();
+        assert_eq!(tickets.for_clients_of(None).unwrap().lifetime(), 2 * 6 * 60 * 60);
+    }
+
+    #[test]
     fn each_set_of_client_authorities_has_keys_of_its_own() {
         let tickets = Tickets::new();
         let get = |ca: Option<&[u8]>| tickets.for_clients_of(ca).unwrap();

@@ -58,6 +58,7 @@ impl Destinations<'_> {
             queue: configured.queue,
             queue_timeout: configured.queue_timeout,
             restart_window: configured.restart_window,
+            max_spooled: self.config.limits.max_spooled,
             server_software: "doorward".to_owned(),
         };
         let php = php::PhpUpstream::new(settings, &self.surroundings.back_ends.php);

@@ -40,6 +40,7 @@ pub(super) fn build(config: &Config, site: &SiteConfig, surroundings: &Surroundi
     Ok(Site {
         name: site.name.as_str().into(),
         canonical,
+        hosts: site.hosts.clone(),
         aliases: site.aliases.iter().cloned().collect::<HashSet<Host>>(),
         redirects_plain: site.plain == Plain::Redirect,
         https_port: https.map_or(443, |a| surroundings.ports.get(a).copied().unwrap_or(a.port)),

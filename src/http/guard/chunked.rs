@@ -5,8 +5,10 @@ use super::head::split_field;
 use super::{Refusal, malformed};
 use crate::base::fault::Kind;
 
-/// Bytes of all chunk extensions of one body together.
-const EXTENSIONS: usize = 16 * 1024;
+/// Bytes of all chunk extensions of one body together, and of its trailers. hyper has the same limits, one byte
+/// further on: what is over them is refused here, where it is known whose fault it is.
+const EXTENSIONS: usize = 16 * 1024 - 1;
+const TRAILERS: usize = 16 * 1024 - 1;
 
 #[derive(Debug)]
 pub(super) struct Chunked {
@@ -36,7 +38,7 @@ impl Chunked {
             extensions: 0,
             trailer: Vec::new(),
             trailers_left: max_trailers,
-            trailer_bytes_left: max_trailer_size,
+            trailer_bytes_left: max_trailer_size.min(TRAILERS),
         }
     }
 

@@ -164,7 +164,7 @@ fn check_coding(value: &[u8]) -> Result<(), Refusal> {
 }
 
 // RFC 9110, section 5.6.2.
-pub(super) fn is_token(byte: u8) -> bool {
+pub(crate) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -174,12 +174,17 @@ fn names_of(site: &str, hosts: &[HostPattern]) -> Result<BTreeSet<CertifiedName>
 }
 
 fn make_folder(folder: &Path) -> Result<(), LocalCaError> {
-    if folder.is_dir() {
-        return Ok(());
+    if !folder.is_dir() {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(at(folder))?;
-    // Keys that are in nobody's repository cannot be published by accident.
-    write(&folder.join(".gitignore"), "*\n", 0o644)
+    // Keys that are in nobody's repository cannot be published by accident. The folder may have been made empty.
+    let ignore = folder.join(".gitignore");
+    if ignore.exists() || files_in(folder) { Ok(()) } else { write(&ignore, "*\n", 0o644) }
+}
+
+/// Whether there is anything in it: who has removed the file that keeps it from others meant to.
+fn files_in(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Two processes that start at once must not make two authorities. The lock ends with the file.
