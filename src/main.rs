@@ -20,25 +20,44 @@ use doorward::config::{self, Config};
 use doorward::demo::{self, DemoBackEnds};
 use doorward::doctor::{self, Severity};
 use doorward::run::source::Source;
-use doorward::run::{automatic, explain, start};
+use doorward::run::{automatic, explain, privilege, start};
 use doorward::trust;
 
 /// jemalloc gives the memory of a crowd that has left back to the system; glibc's malloc keeps it.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What jemalloc reads when it starts: unused pages go back after a second, by threads of its own, so that an idle
-/// process gives back too (jemalloc(3), TUNING).
+/// What jemalloc reads when it starts: unused pages go back after a second (jemalloc(3), TUNING).
 #[allow(unsafe_code, reason = "jemalloc is configured before main through a symbol of this name, and no other way")]
 // SAFETY: the name is jemalloc's for a `const char *`; the value is a thin pointer to a string that ends in NUL.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static ALLOCATOR_SETTINGS: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+pub static ALLOCATOR_SETTINGS: &[u8; 37] = b"dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
+/// Threads of jemalloc's own give unused pages back, so that an idle process does, too. They are started by this call and
+/// not before main: what a thread is forbidden, only those that it starts later are forbidden with it. Where jemalloc
+/// has no threads (musl), pages go back with the next allocation.
+fn give_back_memory() {
+    let mut on = true;
+    #[allow(unsafe_code, reason = "jemalloc is told by mallctl(3), and no other way")]
+    // SAFETY: the name ends in NUL and is of a `bool` (jemalloc(3), background_thread), which `on` is; nothing is read.
+    let _ = unsafe {
+        tikv_jemalloc_sys::mallctl(
+            c"background_thread".as_ptr(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            (&raw mut on).cast(),
+            size_of::<bool>(),
+        )
+    };
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let file = arguments.config.as_path();
     match arguments.command() {
-        Some(Command::Run(options)) => finish(start::run(Source::File(file.to_owned()), options.watch, || ())),
+        Some(Command::Run(options)) => {
+            finish(start::run(Source::File(file.to_owned()), options.watch, give_back_memory))
+        }
         Some(Command::Check(options)) => check(file, options.offline),
         Some(Command::Reload) => ask(file, Request::Reload, "\nthe old configuration stays in force"),
         Some(Command::Cert(Cert::List)) => list_certificates(file),
@@ -75,10 +94,15 @@ fn check(file: &Path, offline: bool) -> ExitCode {
         if let Err(error) = explain::rehearse(config) {
             return fail(error);
         }
-        let findings = if offline { Vec::new() } else { doctor::check(config) };
+        let (findings, unread) =
+            match privilege::look(config, || if offline { Vec::new() } else { doctor::check(config) }) {
+                Ok(looked) => looked,
+                Err(error) => return fail(error),
+            };
         for finding in &findings {
             tell(finding);
         }
+        unread.iter().for_each(|line| tell(format_args!("warning: {line}")));
         if findings.iter().any(|finding| finding.severity == Severity::Error) {
             return ExitCode::FAILURE;
         }
@@ -182,7 +206,10 @@ fn run_demo(https_port: u16) -> Result<(), Box<dyn std::error::Error>> {
     let http_port = free_port(8080)?;
     let text = demo::config_text(&back_ends, https_port, http_port);
     let source = Source::Text { folder: std::env::current_dir()?, name: "demo.toml".to_owned(), text: text.clone() };
-    start::run(source, false, || say(&demo::banner(&text, https_port, http_port)))?;
+    start::run(source, false, || {
+        give_back_memory();
+        say(&demo::banner(&text, https_port, http_port));
+    })?;
     stop.cancel();
     serving.join().map_err(|_| io::Error::other("the demo's back ends panicked"))??;
     Ok(())

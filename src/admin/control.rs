@@ -124,7 +124,7 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds the socket, in a folder that is this user's alone. A file that a dead process left is replaced.
+    /// Binds the socket, in a folder that is this user's alone. Files that dead processes left are removed.
     pub fn bind(path: PathBuf, uid: u32) -> Result<ControlSocket, ControlError> {
         let failed = |source| ControlError::Io { path: path.clone(), source };
         if let Some(folder) = path.parent() {
@@ -134,6 +134,13 @@ impl ControlSocket {
                 return Err(ControlError::Folder(folder.to_owned()));
             }
         }
+        // One that lives may be between binding its file and listening there.
+        let is_alive = |pid: u32| Path::new("/proc").join(pid.to_string()).exists();
+        let left = leftovers(&path).into_iter().filter(|(pid, _)| !is_alive(*pid)).map(|(_, leftover)| leftover);
+        for old in left.filter(|old| is_deserted(old)) {
+            let _ = std::fs::remove_file(old);
+        }
+        // Also one that another account has left: nobody who may use this folder answers there.
         if StdUnixStream::connect(&path).is_err() {
             let _ = std::fs::remove_file(&path);
         }
@@ -169,6 +176,11 @@ impl ControlSocket {
             }
         }
     }
+}
+
+/// Whether whoever listened there has died.
+fn is_deserted(path: &Path) -> bool {
+    StdUnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 impl Drop for ControlSocket {
@@ -338,6 +350,23 @@ mod tests {
         let found = leftovers(&path);
         assert_eq!(found, [3, 12].map(|pid| (pid, leftover_path(&path, pid))));
         assert!(found[1].1.ends_with("x.sock.12"));
+    }
+
+    #[test]
+    fn what_dead_processes_left_is_removed_and_what_lives_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run").join("x.sock");
+        std::fs::DirBuilder::new().mode(0o700).create(folder.path().join("run")).unwrap();
+        let bind = |path: &Path| std::os::unix::net::UnixListener::bind(path).unwrap();
+        // No process has this number (proc_sys_kernel(5), pid_max).
+        for dead in [path.clone(), leftover_path(&path, 5_000_000)] {
+            drop(bind(&dead));
+        }
+        let _alive = bind(&leftover_path(&path, 12));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let uid = rustix::process::getuid().as_raw();
+        let _socket = runtime.block_on(async { ControlSocket::bind(path.clone(), uid) }).unwrap();
+        assert_eq!(leftovers(&path), [(12, leftover_path(&path, 12))]);
     }
 
     #[test]

@@ -3,5 +3,5 @@
 pub mod control;
 pub mod sockets;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod upstreams;

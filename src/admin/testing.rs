@@ -17,7 +17,7 @@ use crate::tls::store::CertStore;
 use crate::tls::tickets::Tickets;
 use crate::upstream::http::BackEndRegister;
 
-pub(super) fn process() -> Arc<Process> {
+pub(crate) fn process() -> Arc<Process> {
     let text = "[server]\nhttp = [\"127.0.0.1:0\"]\nhttps = []\n[site.a]\nhosts = [\"a.test\"]\nhttp = \"serve\"\n\
                 tls = \"off\"\nupstream = \"http://127.0.0.1:9\"\n";
     let config = config::parse(Path::new("/"), &[("a.toml", text)], &|_| None).unwrap();

@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use super::block::Block;
 use super::item::Item;
-use super::model::{AccessFormat, CertificateFiles, Level, Limits, Log, LogOutput, Server, Timeouts, Tls, TlsVersion};
-use super::{unbuilt, value};
+use super::model::{
+    AccessFormat, CertificateFiles, Level, Limits, Log, LogOutput, Server, Timeouts, Tls, TlsVersion, User,
+};
+use super::tree::Value;
+use super::value;
 use crate::base::address::ListenAddress;
 use crate::base::network::Networks;
 use crate::base::pattern::PathPattern;
+use crate::base::units::parse_size;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -19,8 +23,8 @@ pub(super) fn section<'a>(root: &Block<'a>, key: &'static str) -> Block<'a> {
     root.table(key).unwrap_or_else(|| Block::new(root.reading, format!("[{key}]"), root.at, &[]))
 }
 
-pub(super) fn server(block: Block<'_>) -> Server {
-    unbuilt::refuse(&block, "server");
+/// `hooked`: whether programs are run that may have to write anywhere.
+pub(super) fn server(block: Block<'_>, hooked: bool) -> Server {
     let proxy_protocol = block.flag("proxy_protocol", false);
     let http = listeners(&block, "http", ListenAddress { ip: None, port: 80 });
     let https = listeners(&block, "https", ListenAddress { ip: None, port: 443 });
@@ -79,16 +83,38 @@ pub(super) fn server(block: Block<'_>) -> Server {
         trusted_proxies_written,
         client_ip_header: client_ip_header.unwrap_or_else(|| "x-forwarded-for".to_owned()),
         workers: block.integer("workers", 0, 0..=1024),
+        user: user(&block),
+        confine: block.flag("confine", !hooked),
         pid_file: block.path("pid_file"),
         proxy_protocol,
         resolvers: block.list("resolvers", resolver).unwrap_or_default(),
         max_connections: block.integer("max_connections", 0, 0..=10_000_000),
         max_connections_per_ip: block.integer("max_connections_per_ip", 0, 0..=10_000_000),
+        max_handshakes: block.integer("max_handshakes", 1024, 1..=10_000_000),
+        max_memory: block.size_or_none("max_memory", None).unwrap_or(0),
         shutdown_grace: block.duration("shutdown_grace", Duration::from_secs(30)),
         upgrade_window: block.duration("upgrade_window", Duration::from_secs(3600)),
     };
     block.finish();
     server
+}
+
+/// `"www-data"`, `"www-data:tls-keys"`; empty is nobody else.
+fn user(block: &Block<'_>) -> Option<User> {
+    let item = block.take("user")?;
+    let text = item.text().filter(|text| !text.is_empty())?;
+    let (name, group) = match text.split_once(':') {
+        Some((name, group)) => (name, Some(group)),
+        None => (text, None),
+    };
+    let is_name =
+        |name: &str| !name.is_empty() && !name.contains([':', '/', '\0']) && !name.contains(char::is_whitespace);
+    if !is_name(name) || !group.is_none_or(is_name) {
+        let message = format!("\"{text}\" is not an account");
+        item.problem(message, "write \"www-data\", or \"www-data:tls-keys\" with a group");
+        return None;
+    }
+    Some(User { name: name.to_owned(), group: group.map(str::to_owned) })
 }
 
 /// A name server: `"10.0.0.2"`, `"127.0.0.1:5353"`.
@@ -166,9 +192,29 @@ pub(super) fn limits(block: Block<'_>) -> Limits {
         max_header_size: block.size("max_header_size", 32 << 10, KIB..=MIB),
         max_headers: block.integer("max_headers", 100, 1..=10_000),
         max_uri: block.size("max_uri", 8 << 10, 64..=MIB),
+        min_rate: byte_rate(&block, "min_rate", 240),
+        max_spooled: block.size_or_none("max_spooled", Some(1 << 30)),
     };
     block.finish();
     limits
+}
+
+/// A size for each second, `"240B/s"`, of which 0 means none.
+fn byte_rate(block: &Block<'_>, key: &'static str, default: u64) -> Option<u64> {
+    let Some(item) = block.take(key) else { return Some(default) };
+    let size = match &item.node.value {
+        Value::Integer(0) => Some(0),
+        Value::Text(text) if text == "0" => Some(0),
+        Value::Text(text) => text.strip_suffix("/s").and_then(|size| parse_size(size).ok()),
+        _ => None,
+    };
+    match size {
+        Some(size) => (size > 0).then_some(size),
+        None => {
+            item.problem(format!("`{key}` is not a size for each second"), "write \"240B/s\", or 0 for no limit");
+            Some(default)
+        }
+    }
 }
 
 pub(super) fn tls(block: Block<'_>) -> Tls {
@@ -250,7 +296,7 @@ fn format(block: &Block<'_>) -> AccessFormat {
     if !closed || text.contains(['\n', '\r']) {
         item.problem(
             "`format` is not a template",
-            "write one line with {name} for each field, such as \"{client} {status} {path}\"",
+            "write one line with {name} for each field, such as \"{client} {status} {target}\"",
         );
     }
     AccessFormat::Template(text.to_owned())

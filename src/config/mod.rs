@@ -23,6 +23,7 @@ mod include;
 mod item;
 mod limit;
 pub mod model;
+pub mod needs;
 pub mod problem;
 mod reading;
 mod route;
@@ -92,11 +93,11 @@ fn assemble(
     let root = Block::new(&reading, "the file".to_owned(), start, &entries);
     unbuilt::refuse(&root, "root");
     root.list("include", |_, _| Some(()));
-    let server = general::server(general::section(&root, "server"));
     let timeouts = general::timeouts(general::section(&root, "timeouts"));
     let limits = general::limits(general::section(&root, "limits"));
     let tls = general::tls(general::section(&root, "tls"));
     let acme = acme::acme(general::section(&root, "acme"));
+    let server = general::server(general::section(&root, "server"), acme.acme.dns_hook.is_some());
     let log = general::log(general::section(&root, "log"));
 
     let mut limit_names = Vec::new();

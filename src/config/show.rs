@@ -59,9 +59,13 @@ fn server(out: &mut String, server: &Server) {
     key(out, "proxy_protocol", server.proxy_protocol);
     key(out, "resolvers", list(&server.resolvers));
     key(out, "workers", server.workers);
+    key(out, "user", text(server.user.iter().map(ToString::to_string).collect::<String>()));
+    key(out, "confine", server.confine);
     key(out, "pid_file", path(server.pid_file.as_deref()));
     key(out, "max_connections", server.max_connections);
     key(out, "max_connections_per_ip", server.max_connections_per_ip);
+    key(out, "max_handshakes", server.max_handshakes);
+    key(out, "max_memory", text(format_size(server.max_memory)));
     key(out, "shutdown_grace", text(format_duration(server.shutdown_grace)));
     key(out, "upgrade_window", text(format_duration(server.upgrade_window)));
 }
@@ -87,6 +91,9 @@ fn limits(out: &mut String, limits: &Limits) {
     key(out, "max_header_size", text(format_size(limits.max_header_size as u64)));
     key(out, "max_headers", limits.max_headers);
     key(out, "max_uri", text(format_size(limits.max_uri as u64)));
+    let rate = limits.min_rate.map_or_else(|| "0".to_owned(), |rate| format!("{}/s", format_size(rate)));
+    key(out, "min_rate", text(rate));
+    key(out, "max_spooled", text(format_size(limits.max_spooled.unwrap_or(0))));
 }
 
 fn tls(out: &mut String, tls: &Tls) {

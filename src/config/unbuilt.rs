@@ -25,17 +25,9 @@ const fn unbuilt(block: &'static str, key: &'static str, what: &'static str, ins
     Unbuilt { block, key, what, instead }
 }
 
-const UNBUILT: &[Unbuilt] = &[
-    unbuilt(
-        "root",
-        "metrics",
-        "there is no metrics listener",
-        "remove [metrics]; the access log in json has the figures",
-    ),
-    unbuilt(
-        "server",
-        "user",
-        "the account is not changed after the start",
-        "remove it; start as that account with CAP_NET_BIND_SERVICE, as the systemd unit does",
-    ),
-];
+const UNBUILT: &[Unbuilt] = &[unbuilt(
+    "root",
+    "metrics",
+    "there is no metrics listener",
+    "remove [metrics]; the access log in json has the figures",
+)];

@@ -127,6 +127,7 @@ const WORDS: &[(&str, &str)] = &[
     ("ping", "ping_interval"),
     ("worker_connections", "max_connections"),
     ("limit_conn", "max_connections"),
+    ("min_body_rate", "min_rate"),
     ("worker_shutdown_timeout", "shutdown_grace"),
     ("path", "paths"),
     ("code", "status"),

@@ -13,6 +13,7 @@ use crate::keys::{KeyKind, Keys, LocalKeys};
 use crate::run::house::Refused;
 use crate::tls::local_ca::{self, LocalCaError};
 use crate::tls::pair::{CertificateFiles, with_causes};
+use crate::tls::policy::{MinVersion, Policy};
 use crate::tls::store::{CertStore, SiteCertificate, Wanted};
 
 /// What the sites want.
@@ -89,6 +90,19 @@ pub fn names(config: &Config, files: &CertificateFiles) -> bool {
             local_ca::files(&config.folder.join(local_ca::FOLDER), &site.name).is_ok_and(|own| own == *files)
         }
     })
+}
+
+/// What the listeners speak.
+pub fn policy(config: &Config) -> Policy {
+    Policy {
+        h1: config.server.h1,
+        h2: config.server.h2,
+        min_version: match config.tls.min_version {
+            config::TlsVersion::V1_2 => MinVersion::Tls12,
+            config::TlsVersion::V1_3 => MinVersion::Tls13,
+        },
+        client_ca: config.tls.client_ca.clone(),
+    }
 }
 
 /// The sites with certificates of the local CA.

@@ -9,32 +9,31 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::acme::plan::Planned;
 use crate::acme::renewals::Renewals;
-use crate::acme::settings::Settings;
 use crate::base::address::ListenAddress;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::edge::access::AccessLog;
+use crate::edge::access::sink::Target;
 use crate::edge::gate::Gate;
-use crate::edge::generation::Generation;
 use crate::edge::listener::BoundListener;
 use crate::edge::process::Process;
-use crate::edge::snapshot::{Snapshot, Surroundings, log_target};
+use crate::edge::snapshot::log_target;
 use crate::edge::worker::Command;
 use crate::keys::{Keys, LocalKeys};
 use crate::run::automatic::{self, LocalFault};
 use crate::run::leaving;
-use crate::run::listeners::{self, Bound, Inherited};
-use crate::run::logs::Logs;
+use crate::run::listeners::{self, Inherited};
+use crate::run::logs::{self, Logs};
 use crate::run::open_files;
 use crate::run::password_files;
+use crate::run::prepare::{Shared, is_out_of_reach, prepare};
+use crate::run::privilege::Standing;
 pub use crate::run::refused::Refused;
 use crate::run::source::Source;
 use crate::run::systemd;
 use crate::tls::challenges::Challenges;
 use crate::tls::pair::with_causes;
-use crate::tls::policy::{self, MinVersion, Policy};
-use crate::tls::store::{CertStore, CertificateProblem, Prepared, Serving};
+use crate::tls::store::{CertStore, CertificateProblem, Serving};
 use crate::tls::tickets::Tickets;
 use crate::tunnel::register::TunnelInfo;
 use crate::upstream::http::BackEndRegister;
@@ -63,26 +62,30 @@ pub struct House {
     unwanted: Vec<String>,
     logs: Logs,
     renewals: Arc<Renewals>,
+    standing: Standing,
     /// The number of the configuration in force.
     generation: u64,
 }
 
-/// A configuration that has everything it needs, and is not yet in force.
-struct Ready {
-    snapshot: Snapshot,
-    certificates: Prepared,
-    automatic: Option<(Settings, Vec<Planned>)>,
-    problems: Vec<CertificateProblem>,
-    local: Vec<LocalFault>,
-    bound: Bound,
-}
-
 impl House {
     /// Reads `source` and makes a process that serves it. `inherited` are the sockets that systemd has bound, or the
-    /// process before this one. Nobody listens on what is returned yet: see [`House::open`].
-    pub fn furnish(source: Source, inherited: Vec<Inherited>) -> Result<(House, Vec<BoundListener>), Refused> {
+    /// process before this one, unless this is the `first`. Nobody listens on what is returned yet: see [`House::open`].
+    pub fn furnish(
+        source: Source,
+        inherited: Vec<Inherited>,
+        first: bool,
+    ) -> Result<(House, Vec<BoundListener>), Refused> {
         let config = source.load()?;
-        let logs = Logs::start(config.log.level, log_target(&config.log.output))?;
+        // Before there is any other thread.
+        let mut standing = Standing::take(&source, &config, first)?;
+        let target = log_target(&config.log.output);
+        let logs = Logs::start(config.log.level, if standing.is_ahead() { Target::Stderr } else { target.clone() })?;
+        standing.tell();
+        logs::tell_panics();
+        // What takes over is bound as who came before it: as at a reload, it is refused rather than left unable to write.
+        if let Some(need) = standing.lacking(&config).filter(|_| !first) {
+            return Err(Refused::Confined(need));
+        }
         let access = AccessLog::start().map_err(Refused::Access)?;
         let keys: Arc<dyn Keys> = Arc::new(LocalKeys::new());
         let certificates = Arc::new(CertStore::new(Arc::clone(&keys)));
@@ -92,7 +95,14 @@ impl House {
         let (certs, access_log) = (&certificates, &access);
         let shared =
             Shared { certificates: certs, tickets: &tickets, back_ends: &back_ends, gate: &gate, access: access_log };
-        let ready = prepare(&config, shared, 1, &HashMap::new(), inherited)?;
+        let mut ready =
+            prepare(&config, shared, 1, &HashMap::new(), inherited, &mut standing).inspect_err(|_| standing.tell())?;
+        // The process before this one may have read it as root, and serves it still.
+        if let Some(at) = ready.problems.iter().position(|problem| !first && is_out_of_reach(problem)) {
+            return Err(Refused::Certificate(Box::new(ready.problems.swap_remove(at))));
+        }
+        logs.change(config.log.level, target)?;
+        standing.tell();
         // At the start a site without a usable certificate refuses its own handshakes, and no other site notices.
         ready.local.iter().for_each(|fault| tracing::error!("{fault}"));
         ready.problems.iter().for_each(|problem| tracing::error!("{problem}"));
@@ -102,8 +112,19 @@ impl House {
         let process = Process::new(ready.snapshot, certificates, challenges, tickets, back_ends, access, admission);
         let (process, workers, open) = (Arc::new(process), Vec::new(), Vec::new());
         let (listening, unwanted) = (ready.bound.ports, ready.bound.unwanted);
-        let house =
-            House { source, config, process, workers, listening, open, unwanted, logs, renewals, generation: 1 };
+        let house = House {
+            source,
+            config,
+            process,
+            workers,
+            listening,
+            open,
+            unwanted,
+            logs,
+            renewals,
+            standing,
+            generation: 1,
+        };
         Ok((house, ready.bound.sockets))
     }
 
@@ -132,6 +153,11 @@ impl House {
         &self.open
     }
 
+    /// What the process is, and what it may.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
     /// The shared part.
     pub fn process(&self) -> &Arc<Process> {
         &self.process
@@ -153,8 +179,11 @@ impl House {
             access: &self.process.access,
         };
         self.check_schemes(&config)?;
+        if let Some(need) = self.standing.lacking(&config) {
+            return Err(Refused::Confined(need));
+        }
         password_files::check(&self.config, &config)?;
-        let ready = prepare(&config, shared, self.generation + 1, &self.listening, Vec::new())?;
+        let ready = prepare(&config, shared, self.generation + 1, &self.listening, Vec::new(), &mut self.standing)?;
         self.check_certificates(ready.problems, ready.local)?;
         let shares = listeners::share(ready.bound.sockets, self.workers.len())?;
         let copies = listeners::copies(&shares)?;
@@ -178,6 +207,7 @@ impl House {
         if config.server.workers != self.config.server.workers {
             tracing::warn!("server.workers takes effect at the next start or upgrade");
         }
+        self.standing.compare(&self.config, &config);
         self.config = config;
         self.drain_gone();
         Ok(format!("{} is in force: {}", self.source.path().display(), count(self.config.sites.len(), "site")))
@@ -312,49 +342,6 @@ impl House {
         }
         self.open.extend(copies);
     }
-}
-
-/// What outlives reloads and is needed to prepare one.
-struct Shared<'a> {
-    certificates: &'a Arc<CertStore>,
-    tickets: &'a Arc<Tickets>,
-    back_ends: &'a BackEndRegister,
-    gate: &'a Arc<Gate>,
-    access: &'a AccessLog,
-}
-
-fn prepare(
-    config: &Config,
-    shared: Shared<'_>,
-    generation: u64,
-    listening: &HashMap<ListenAddress, u16>,
-    inherited: Vec<Inherited>,
-) -> Result<Ready, Refused> {
-    let bound = listeners::bind(&config.server, listening, inherited)?;
-    let wanted = automatic::wanted(config)?;
-    let local = automatic::make_local(config);
-    let (certificates, problems) = shared.certificates.prepare(wanted.stored);
-    let policy = Policy {
-        h1: config.server.h1,
-        h2: config.server.h2,
-        min_version: match config.tls.min_version {
-            config::TlsVersion::V1_2 => MinVersion::Tls12,
-            config::TlsVersion::V1_3 => MinVersion::Tls13,
-        },
-        client_ca: config.tls.client_ca.clone(),
-    };
-    let tls = policy::server_config(&policy, shared.certificates.clone(), shared.tickets)?;
-    let generation = Generation::new(generation);
-    let surroundings = Surroundings {
-        ports: &bound.ports,
-        back_ends: shared.back_ends,
-        gate: shared.gate,
-        tls,
-        access: Some(shared.access),
-        generation,
-    };
-    let snapshot = Snapshot::build(config, surroundings)?;
-    Ok(Ready { snapshot, certificates, automatic: wanted.automatic, problems, local, bound })
 }
 
 /// `1 site`, `2 sites`.

@@ -1,6 +1,8 @@
 //! Layer 6: starting, the one writer of the snapshot, signals, and what an init system wants to hear.
 
+pub mod account;
 pub mod automatic;
+pub mod confine;
 pub mod explain;
 mod follow;
 pub mod handover;
@@ -11,6 +13,8 @@ pub mod listeners;
 pub mod logs;
 mod open_files;
 mod password_files;
+mod prepare;
+pub mod privilege;
 mod probes;
 mod refused;
 mod serve;

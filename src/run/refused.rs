@@ -2,6 +2,8 @@
 
 use crate::base::address::ListenAddress;
 use crate::config;
+use crate::config::needs::Need;
+use crate::run::account::AccountError;
 use crate::run::automatic::LocalFault;
 use crate::run::logs::LogsError;
 use crate::tls::pair::with_causes;
@@ -31,6 +33,15 @@ pub enum Refused {
         /// The address.
         address: ListenAddress,
     },
+    /// The account of `server.user` cannot be had.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// Something would be written where the process has forbidden itself to write.
+    #[error(
+        "{0} lies outside of the folders that this process has confined itself to at its start: this needs a restart \
+         (server.confine)"
+    )]
+    Confined(Need),
     /// A file of passwords that the file newly names cannot be read.
     #[error("[site.{site}] basic_auth: {} cannot be read: {source}", .path.display())]
     Passwords {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::control::{ControlSocket, ReloadRequest, socket_path};
+use crate::admin::control::{ControlSocket, ReloadRequest};
+use crate::edge::worker::keep_a_thread;
 use crate::run::follow::{Followed, follow};
 use crate::run::handover::{AsyncChannel, Predecessor, Word};
 use crate::run::house::House;
@@ -46,8 +47,6 @@ enum Told {
 
 /// Files that the process in charge has to do with.
 pub(super) struct Files<'a> {
-    /// The configuration, which names the control socket.
-    pub(super) config: PathBuf,
     /// What is read again when it changes.
     pub(super) followed: Option<Followed>,
     /// Where the process id is written.
@@ -71,7 +70,7 @@ pub(super) async fn control(
         *files.pid = path.and_then(|path| PidFile::write(path).inspect_err(|error| tracing::error!("{error}")).ok());
     }
     let (reloads, mut requests) = mpsc::channel(4);
-    let path = socket_path_of(&files.config);
+    let path = house.standing().control().to_owned();
     let control = control_socket(path.clone());
     let (renewals, process) = (house.renewals().clone(), house.process().clone());
     let store = house.process().certificates.clone();
@@ -103,6 +102,7 @@ pub(super) async fn control(
         } => Told::Stop,
         () = probes::watch(&process) => Told::Stop,
         () = keep_alive() => Told::Stop,
+        () = keep_a_thread() => Told::Stop,
     };
     stop_renewals.cancel();
     match told {
@@ -179,7 +179,7 @@ type Upgrade = Pin<Box<dyn Future<Output = Result<Successor, Failed>>>>;
 
 fn begin_upgrade(program: &Program, house: &House) -> Option<Upgrade> {
     tracing::info!("USR2: starting {} to take over", program.path().display());
-    match program.start(house.listeners()) {
+    match program.start(house.listeners(), house.standing().environment()) {
         Ok(newborn) => Some(Box::pin(newborn.serves(DEADLINE))),
         Err(failed) => {
             tracing::error!("no upgrade, this process goes on: {failed}");
@@ -273,10 +273,6 @@ async fn keep_alive() {
         systemd::alive();
         tokio::time::sleep(interval).await;
     }
-}
-
-fn socket_path_of(file: &std::path::Path) -> PathBuf {
-    socket_path(file, &|name| std::env::var(name).ok(), rustix::process::getuid().as_raw())
 }
 
 pub(super) fn control_socket(path: PathBuf) -> Option<ControlSocket> {

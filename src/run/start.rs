@@ -13,6 +13,7 @@ use crate::run::follow::Followed;
 use crate::run::handover::Predecessor;
 use crate::run::house::{House, Refused};
 use crate::run::listeners::Inherited;
+use crate::run::privilege;
 use crate::run::serve::{Ended, Files, control};
 use crate::run::source::Source;
 use crate::run::systemd;
@@ -42,12 +43,12 @@ pub(super) fn machine(what: impl Into<String>) -> impl FnOnce(std::io::Error) ->
 /// Serves `source` until a signal ends it; with `watch`, its file is read again whenever it changes. `ready` is called
 /// once, when the listeners are open.
 pub fn run(source: Source, watch: bool, ready: impl FnOnce()) -> Result<(), StartError> {
+    privilege::harden().map_err(machine("no_new_privs"))?;
     // Before anything could rename the file of the program. The demo brings its own back ends along, which cannot be
     // handed over.
     let program = matches!(source, Source::File(_)).then(Program::of_this_process).transpose();
     let program = program.map_err(machine("the path of this program"))?;
-    let name = source.path();
-    let followed = (watch && matches!(source, Source::File(_))).then(|| Followed::look_at(name.clone()));
+    let followed = (watch && matches!(source, Source::File(_))).then(|| Followed::look_at(source.path()));
     let (predecessor, inherited) = match Predecessor::find().map_err(machine("the process before this one"))? {
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::inherited_listeners().map_err(machine("the sockets of systemd"))?),
@@ -68,7 +69,7 @@ pub fn run(source: Source, watch: bool, ready: impl FnOnce()) -> Result<(), Star
             return Err(refused.into());
         }
         ready();
-        let files = Files { config: name, followed, pid: pid_file };
+        let files = Files { followed, pid: pid_file };
         control(house, program, predecessor, files).await
     })?;
     let Started { house, runtime, pid_file, .. } = started;
@@ -99,7 +100,7 @@ struct Started {
 
 /// The first process writes its id before it serves; a later one when the service is its own.
 fn start(source: Source, inherited: Vec<Inherited>, first: bool) -> Result<Started, StartError> {
-    let (house, bound) = House::furnish(source, inherited)?;
+    let (house, bound) = House::furnish(source, inherited, first)?;
     let pid_file = house.config().server.pid_file.clone().filter(|_| first).map(PidFile::write).transpose()?;
     let threads = start_workers(&house)?;
     let runtime =
@@ -145,8 +146,65 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         let is_ours = std::fs::read_to_string(&self.0).is_ok_and(|id| id.trim() == std::process::id().to_string());
-        if is_ours {
-            let _ = std::fs::remove_file(&self.0);
+        // An account may write its file and not remove it: nobody is to signal the number of a process that is gone.
+        if is_ours && std::fs::remove_file(&self.0).is_err() {
+            let _ = std::fs::write(&self.0, "");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::rc::Rc;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::admin::testing::process;
+    use crate::edge::admission::Verdict;
+    use crate::edge::worker::Worker;
+
+    #[test]
+    fn a_panic_ends_its_connection_and_gives_back_what_that_held() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let worker = Rc::new(Worker::new(process()).unwrap());
+            let admission = &worker.process.admission;
+            let permit = || match admission.admit(IpAddr::V4(Ipv4Addr::LOCALHOST), false) {
+                Verdict::Admitted(permit) => permit,
+                refused => panic!("{refused:?}"),
+            };
+            let (go, mut told) = mpsc::channel::<()>(1);
+            let (answer, answered) = oneshot::channel();
+            // One that was there before, and goes on behind the panics of others.
+            let held = permit();
+            worker.spawn(async move {
+                told.recv().await;
+                drop(held);
+                answer.send("still here").unwrap();
+            });
+            for _ in 0..3 {
+                let (connection, tunnel) = (permit(), permit());
+                worker.spawn(async move {
+                    let _permit = connection;
+                    panic!("a fault of ours, at a request");
+                });
+                worker.spawn_tunnel(async move {
+                    let _permit = tunnel;
+                    panic!("a fault of ours, in a tunnel");
+                });
+            }
+            tokio::time::timeout(Duration::from_secs(10), async {
+                while admission.open() > 1 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .unwrap();
+            go.send(()).await.unwrap();
+            assert_eq!(answered.await, Ok("still here"));
+            assert_eq!(admission.open(), 0);
+        });
     }
 }

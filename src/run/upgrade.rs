@@ -47,17 +47,22 @@ impl Program {
         &self.path
     }
 
-    /// Starts it and gives it `listeners`.
+    /// Starts it and gives it `listeners`, and `environment` beside its own.
     ///
     /// # Errors
     /// The system cannot start it.
-    pub fn start(&self, listeners: &[BoundListener]) -> Result<Newborn, Failed> {
+    pub fn start(
+        &self,
+        listeners: &[BoundListener],
+        environment: Vec<(&'static str, OsString)>,
+    ) -> Result<Newborn, Failed> {
         let (channel, theirs) = Channel::pair().map_err(Failed::Channel)?;
         let mut command = Command::new(&self.path);
         command.args(&self.arguments).env(VARIABLE, std::process::id().to_string()).stdin(Stdio::from(theirs));
         for name in ADDRESSED {
             command.env_remove(name);
         }
+        command.envs(environment);
         let child = Unproven(Some(command.spawn().map_err(Failed::Start)?));
         // The command holds their end of the channel: with it, the end of the new process would not be seen.
         drop(command);
@@ -234,7 +239,7 @@ mod tests {
         let program = Program { path: "/bin/sh".into(), arguments: vec!["-c".into(), script.into()] };
         let address = ListenAddress::parse("127.0.0.1:0").unwrap();
         let socket = listener::bind(address).unwrap();
-        program.start(&[BoundListener { address, scheme: Scheme::Http, socket }])?.serves(deadline).await
+        program.start(&[BoundListener { address, scheme: Scheme::Http, socket }], Vec::new())?.serves(deadline).await
     }
 
     const SOON: Duration = Duration::from_secs(20);
@@ -269,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_is_not_there_cannot_be_started() {
         let program = Program { path: "/nowhere/doorward".into(), arguments: Vec::new() };
-        assert!(matches!(program.start(&[]), Err(Failed::Start(_))));
+        assert!(matches!(program.start(&[], Vec::new()), Err(Failed::Start(_))));
     }
 
     #[test]

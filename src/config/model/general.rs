@@ -1,5 +1,6 @@
 //! The tables beside the sites: `[server]`, `[timeouts]`, `[limits]`, `[tls]`, `[log]`.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,16 +32,40 @@ pub struct Server {
     pub proxy_protocol: bool,
     /// The name servers that are asked for back ends; empty is the system's own.
     pub resolvers: Vec<SocketAddr>,
+    /// The account that it becomes when it is started as root.
+    pub user: Option<User>,
+    /// Whether it may write nowhere but where the file says. True unless there is a `dns_hook`.
+    pub confine: bool,
     /// Where the process id is written.
     pub pid_file: Option<PathBuf>,
     /// Client connections at once; 0 is what the open-file limit allows.
     pub max_connections: usize,
     /// Client connections of one address at once, IPv6 by /64; 0 is no limit.
     pub max_connections_per_ip: usize,
+    /// TLS handshakes under way at once.
+    pub max_handshakes: usize,
+    /// Bytes of memory; 0 is three quarters of the machine's, or of the control group's.
+    pub max_memory: u64,
     /// How long requests may go on after QUIT or TERM, and over how long a drain closes sockets.
     pub shutdown_grace: Duration,
     /// How long the old process keeps its sockets after a binary upgrade.
     pub upgrade_window: Duration,
+}
+
+/// `user`: an account of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Its name.
+    pub name: String,
+    /// A group in place of its own.
+    pub group: Option<String>,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        self.group.iter().try_for_each(|group| write!(f, ":{group}"))
+    }
 }
 
 /// `[timeouts]`. Zero is not allowed: every wait has a deadline.
@@ -62,7 +87,7 @@ pub struct Timeouts {
     pub send: Duration,
 }
 
-/// `[limits]` of one request.
+/// `[limits]` of one request, and of what all of them store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of a request body; `None` is no limit. 20 MiB.
@@ -73,6 +98,11 @@ pub struct Limits {
     pub max_headers: usize,
     /// Bytes of the request target. 8 KiB.
     pub max_uri: usize,
+    /// Bytes a second, on average, that a client sends of a body or takes of an answer while it is waited for; `None`
+    /// is no limit. 240 B/s.
+    pub min_rate: Option<u64>,
+    /// Bytes of all request bodies that are stored for PHP at once; `None` is no limit. 1 GiB.
+    pub max_spooled: Option<u64>,
 }
 
 /// `[tls]`: defaults for all sites.
