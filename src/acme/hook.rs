@@ -87,7 +87,7 @@ impl Hook<'_> {
         let mut command = Command::new(program);
         command.args(arguments).arg(action.to_string()).arg(name).arg(&record.value);
         // What a process was told at its start is not for its children (`run::handover`).
-        command.env_remove("DOORWARD_HANDOVER");
+        command.env_remove("DOORWARD_HANDOVER").env_remove("DOORWARD_CONFINED");
         command.env("DOORWARD_ACTION", action.to_string());
         command.env("DOORWARD_DOMAIN", &record.domain).env("DOORWARD_NAME", name);
         command.env("DOORWARD_VALUE", &record.value).env("DOORWARD_AUTHORITY", self.authority);

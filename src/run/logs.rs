@@ -1,11 +1,14 @@
 //! The program's own log: `2026-11-21T02:30:21Z ERROR message key=value`, one line an event.
 //!
 //! Level and output change with a reload; a file is opened again on USR1. Control bytes are escaped, whoever they come
-//! from, long lines are cut, and a message that repeats itself too often is counted instead of written.
+//! from, long lines are cut, and a message that repeats itself too often is counted instead of written. Whoever writes a
+//! line does not wait for its reader: what an output does not take is counted, and told when it takes lines again.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io;
+use std::panic;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -24,7 +27,7 @@ use crate::config::model::Level;
 use crate::edge::access::format::LONGEST_LINE;
 use crate::edge::access::sink::{Output, Severity, Target};
 
-/// Lines of one kind of message (one place in the source) within a second.
+/// Lines of one kind of message within a second.
 const LINES_A_SECOND: u32 = 50;
 
 /// The program log, while it runs.
@@ -77,16 +80,33 @@ impl Logs {
     fn build(level: Level, target: Target) -> Result<(impl Subscriber + Send + Sync + use<>, Logs), LogsError> {
         let output = Arc::new(ArcSwap::from_pointee(open(target)?));
         let (filter, handle) = reload::Layer::new(filter(level));
-        let lines = Lines { output: output.clone(), repeats: Mutex::default() };
+        let lines = Lines { output: output.clone(), repeats: Mutex::default(), lost: AtomicU64::new(0) };
         Ok((Registry::default().with(filter).with(lines), Logs { filter: handle, output }))
     }
+}
+
+/// From now on a panic is one line of the log. It ends the task that it is in and nothing else; it is a fault of ours.
+pub fn tell_panics() {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let why = info.payload_as_str().unwrap_or("for an unknown reason");
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or_default();
+        tracing::error!(place, thread, "a fault in doorward itself has ended what it was at, please report it: {why}");
+        // Whoever wants to see the way there.
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            before(info);
+        }
+    }));
 }
 
 fn open(target: Target) -> Result<Output, LogsError> {
     Output::open(target.clone()).map_err(|source| LogsError::Open { target, source })
 }
 
-/// Ours from `level` on; of the libraries' inner life no more than warnings.
+/// Ours from `level` on; of the libraries' inner life no more than warnings, and none of HTTP/2, where they are about
+/// what clients do wrong: here that would only be a way to fill the disk.
 fn filter(level: Level) -> Targets {
     let ours = match level {
         Level::Error => LevelFilter::ERROR,
@@ -94,16 +114,45 @@ fn filter(level: Level) -> Targets {
         Level::Info => LevelFilter::INFO,
         Level::Debug => LevelFilter::DEBUG,
     };
-    Targets::new().with_default(ours.min(LevelFilter::WARN)).with_target("doorward", ours)
+    let libraries = ours.min(LevelFilter::WARN);
+    Targets::new().with_default(libraries).with_target("h2", LevelFilter::ERROR).with_target("doorward", ours)
 }
 
 /// Writes events as lines.
 struct Lines {
     output: Arc<ArcSwap<Output>>,
-    repeats: Mutex<HashMap<Identifier, Repeats>>,
+    repeats: Mutex<HashMap<Kind, Repeats>>,
+    /// Lines that the output did not take.
+    lost: AtomicU64,
 }
 
-/// How often one place in the source has spoken within a second.
+/// What is counted together: one place in the source, and for requests that failed, one status. A flood of 502 is not to
+/// hide a 500.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Kind(Identifier, u64);
+
+impl Kind {
+    fn of(event: &Event<'_>) -> Kind {
+        let mut status = Status(0);
+        event.record(&mut status);
+        Kind(event.metadata().callsite(), status.0)
+    }
+}
+
+/// The field `status`.
+struct Status(u64);
+
+impl Visit for Status {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "status" {
+            self.0 = value;
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
+}
+
+/// How often one kind has spoken within a second.
 struct Repeats {
     since: Instant,
     lines: u32,
@@ -111,17 +160,29 @@ struct Repeats {
 
 impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let Some(held_back) = self.admit(event.metadata().callsite(), Instant::now()) else { return };
+        let Some(held_back) = self.admit(Kind::of(event), Instant::now()) else { return };
         let output = self.output.load();
-        let line = line(event, SystemTime::now(), output.is_terminal(), held_back, *output.target() == Target::Syslog);
-        // There is nowhere left to tell that the log cannot be written.
-        let _ = output.write(severity(*event.metadata().level()), line.as_bytes());
+        let bare = *output.target() == Target::Syslog;
+        let line = line(event, SystemTime::now(), output.is_terminal(), held_back, bare);
+        // There is nowhere left to tell that the log cannot be written, until it can.
+        if output.offer(severity(*event.metadata().level()), line.as_bytes()).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let time = if bare { String::new() } else { format!("{} ", clock::rfc3339(SystemTime::now())) };
+            let told = format!("{time}WARN {lost} lines of this log were lost: its output did not take them\n");
+            if output.offer(Severity::Warning, told.as_bytes()).is_err() {
+                self.lost.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
     }
 }
 
 impl Lines {
     /// Whether one more line of this kind may be written, and how many were held back before it.
-    fn admit(&self, kind: Identifier, now: Instant) -> Option<u32> {
+    fn admit(&self, kind: Kind, now: Instant) -> Option<u32> {
         let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
         let repeats = repeats.entry(kind).or_insert(Repeats { since: now, lines: 0 });
         let mut held_back = 0;
@@ -234,6 +295,8 @@ impl fmt::Write for Escaped<'_> {
             }
             match c {
                 c if c.is_control() => write!(self.out, "\\x{:02X}", u32::from(c))?,
+                // U+2028 and the overrides of direction rearrange what a terminal shows.
+                '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => write!(self.out, "{}", c.escape_unicode())?,
                 '"' | '\\' if self.quoted => {
                     self.out.push('\\');
                     self.out.push(c);
@@ -329,10 +392,35 @@ mod tests {
     }
 
     #[test]
+    fn lines_that_could_not_be_written_are_counted_and_told() {
+        let run = run(Level::Info);
+        run.logs.change(Level::Info, Target::File("/dev/full".into())).unwrap();
+        (0..3).for_each(|_| tracing::info!("lost"));
+        run.logs.change(Level::Info, run.target("other")).unwrap();
+        tracing::info!("there is room again");
+        tracing::info!("and still");
+        let told = "WARN 3 lines of this log were lost: its output did not take them";
+        assert_eq!(run.lines("other"), ["INFO there is room again", told, "INFO and still"]);
+    }
+
+    #[test]
+    fn a_panic_is_one_line() {
+        let run = run(Level::Info);
+        let before = panic::take_hook();
+        tell_panics();
+        let caught = panic::catch_unwind(|| panic!("an invariant\nis broken"));
+        panic::set_hook(before);
+        assert!(caught.is_err());
+        let lines = run.lines("log");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("please report it: an invariant\\x0Ais broken place=src/run/logs.rs:"), "{lines:?}");
+    }
+
+    #[test]
     fn a_message_that_repeats_itself_is_counted_instead() {
         let run = run(Level::Info);
         let start = Instant::now();
-        let lines = Lines { output: run.logs.output.clone(), repeats: Mutex::default() };
+        let lines = Lines { output: run.logs.output.clone(), repeats: Mutex::default(), lost: AtomicU64::new(0) };
         static KIND: tracing::callsite::DefaultCallsite = {
             static META: tracing::Metadata<'static> = tracing::metadata! {
                 name: "kind",
@@ -344,10 +432,15 @@ mod tests {
             };
             tracing::callsite::DefaultCallsite::new(&META)
         };
-        let kind = KIND.metadata().callsite();
+        let kind = Kind(KIND.metadata().callsite(), 502);
         let admitted = (0..80).filter(|_| lines.admit(kind.clone(), start) == Some(0)).count();
         assert_eq!(admitted, 50);
         assert_eq!(lines.admit(kind.clone(), start + Duration::from_millis(900)), None);
+        assert_eq!(
+            lines.admit(Kind(KIND.metadata().callsite(), 500), start),
+            Some(0),
+            "another status is another kind"
+        );
         assert_eq!(lines.admit(kind.clone(), start + Duration::from_secs(1)), Some(31));
         assert_eq!(lines.admit(kind, start + Duration::from_secs(3)), Some(0));
     }

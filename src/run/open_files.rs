@@ -26,7 +26,8 @@ pub fn limits(config: &Config) -> Limits {
     let server = &config.server;
     let open_files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let own = own_descriptors(server.workers, server.http.len() + server.https.len());
-    let limits = Limits::new(server.max_connections, server.max_connections_per_ip, open_files, own);
+    let limits = Limits::new(server.max_connections, server.max_connections_per_ip, open_files, own)
+        .with_handshakes(server.max_handshakes);
     if let Some(complaint) = limits.complaint(server.max_connections) {
         tracing::warn!("{complaint}");
     }

@@ -3,15 +3,19 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::base::clock;
 
+/// Milliseconds that a line waits for an output that would block.
+const MOST_WAITS: u32 = 20;
 /// The local system log's socket.
 const SYSLOG_SOCKET: &str = "/dev/log";
 
@@ -56,7 +60,16 @@ pub enum Severity {
 #[derive(Debug)]
 pub struct Output {
     target: Target,
-    sink: Mutex<Sink>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    sink: Sink,
+    /// The last write ended within a line.
+    torn: bool,
+    /// The last line that was offered had to be dropped: nobody waits for the next.
+    stalled: bool,
 }
 
 #[derive(Debug)]
@@ -64,11 +77,16 @@ enum Sink {
     Stderr,
     Stdout,
     Syslog(Syslog),
-    File {
-        file: File,
-        /// The last write ended within a line.
-        torn: bool,
-    },
+    File(File),
+}
+
+/// How long a writer waits for a slow reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// As long as it takes, where the output can make us wait.
+    Any,
+    /// At most so many milliseconds.
+    Short(u32),
 }
 
 impl Output {
@@ -78,9 +96,9 @@ impl Output {
             Target::Stderr => Sink::Stderr,
             Target::Stdout => Sink::Stdout,
             Target::Syslog => Sink::Syslog(Syslog::at(PathBuf::from(SYSLOG_SOCKET))),
-            Target::File(path) => Sink::File { file: open_file(path)?, torn: false },
+            Target::File(path) => Sink::File(open_file(path)?),
         };
-        Ok(Output { target, sink: Mutex::new(sink) })
+        Ok(Output { target, state: Mutex::new(State { sink, torn: false, stalled: false }) })
     }
 
     /// What was opened.
@@ -100,20 +118,17 @@ impl Output {
     /// Writes whole lines, each with its line feed. On an error some of the lines may be lost, never a part of a later
     /// one. Waits for a slow pipe; never longer than 20 ms for one that says it would block.
     pub fn write(&self, severity: Severity, lines: &[u8]) -> io::Result<()> {
-        match &mut *self.sink() {
-            Sink::Stderr => write_fully(lines, |rest| Ok(rustix::io::write(io::stderr().as_fd(), rest)?)).1,
-            Sink::Stdout => write_fully(lines, |rest| Ok(rustix::io::write(io::stdout().as_fd(), rest)?)).1,
-            Sink::Syslog(syslog) => syslog.write(severity, lines),
-            Sink::File { file, torn } => {
-                if *torn {
-                    write_fully(b"\n", |rest| file.write(rest)).1?;
-                    *torn = false;
-                }
-                let (written, result) = write_fully(lines, |rest| file.write(rest));
-                *torn = written > 0 && lines.get(written - 1) != Some(&b'\n');
-                result
-            }
-        }
+        self.state().write(severity, lines, Patience::Any)
+    }
+
+    /// The same for a thread that has better things to do than to wait for a reader: 20 ms at most, and not at all from
+    /// the first line that was lost so until one gets through again.
+    pub fn offer(&self, severity: Severity, lines: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        let patience = Patience::Short(if state.stalled { 0 } else { MOST_WAITS });
+        let result = state.write(severity, lines, patience);
+        state.stalled = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        result
     }
 
     /// Opens a file again by its name, after somebody has moved it away. On an error the old one stays in use.
@@ -121,13 +136,40 @@ impl Output {
     pub fn reopen(&self) -> io::Result<()> {
         let Target::File(path) = &self.target else { return Ok(()) };
         let file = open_file(path)?;
-        *self.sink() = Sink::File { file, torn: false };
+        *self.state() = State { sink: Sink::File(file), torn: false, stalled: false };
         Ok(())
     }
 
-    fn sink(&self) -> MutexGuard<'_, Sink> {
-        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl State {
+    fn write(&mut self, severity: Severity, lines: &[u8], patience: Patience) -> io::Result<()> {
+        let State { sink, torn, .. } = self;
+        let waits = if let Patience::Short(waits) = patience { waits } else { MOST_WAITS };
+        match sink {
+            Sink::Syslog(syslog) => syslog.write(severity, lines),
+            Sink::Stderr => write_whole(lines, torn, waits, |rest| put(io::stderr().as_fd(), rest, patience)),
+            Sink::Stdout => write_whole(lines, torn, waits, |rest| put(io::stdout().as_fd(), rest, patience)),
+            Sink::File(file) => write_whole(lines, torn, waits, |rest| file.write(rest)),
+        }
+    }
+}
+
+/// Writes to a standard stream. One that we were given may block, and it is not ours to change that: who is in a hurry
+/// asks first, and writes no more than a pipe with room for anything takes at once (pipe(7), PIPE_BUF).
+fn put(stream: BorrowedFd<'_>, bytes: &[u8], patience: Patience) -> io::Result<usize> {
+    const AT_ONCE: usize = 4096;
+    if patience == Patience::Any {
+        return Ok(rustix::io::write(stream, bytes)?);
+    }
+    let mut asked = [PollFd::from_borrowed_fd(stream, PollFlags::OUT)];
+    if poll(&mut asked, Some(&Timespec::default()))? == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    Ok(rustix::io::write(stream, bytes.get(..AT_ONCE).unwrap_or(bytes))?)
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
@@ -136,16 +178,36 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
-/// Writes all of `bytes`; how many were written, and what stopped it.
-fn write_fully(bytes: &[u8], mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> (usize, io::Result<()>) {
-    let (mut written, mut waits) = (0, 0);
+/// Writes whole lines; `torn` remembers that the last one before them has no end yet.
+fn write_whole(
+    lines: &[u8],
+    torn: &mut bool,
+    waits: u32,
+    mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+) -> io::Result<()> {
+    if *torn {
+        write_fully(b"\n", waits, &mut write).1?;
+        *torn = false;
+    }
+    let (written, result) = write_fully(lines, waits, write);
+    *torn = written > 0 && lines.get(written - 1) != Some(&b'\n');
+    result
+}
+
+/// Writes all of `bytes`, waiting for at most so many milliseconds; how many were written, and what stopped it.
+fn write_fully(
+    bytes: &[u8],
+    mut waits: u32,
+    mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+) -> (usize, io::Result<()>) {
+    let mut written = 0;
     while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
         match write(rest) {
             Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
             Ok(length) => written += length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits < 20 => {
-                waits += 1;
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits > 0 => {
+                waits -= 1;
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(error) => return (written, Err(error)),
@@ -241,7 +303,7 @@ mod tests {
     #[test]
     fn what_stops_a_write_is_told_with_what_was_written() {
         let mut room = 5;
-        let (written, result) = write_fully(b"12345678", |rest| match room {
+        let (written, result) = write_fully(b"12345678", MOST_WAITS, |rest| match room {
             0 => Err(io::ErrorKind::StorageFull.into()),
             n => {
                 let n = rest.len().min(n).min(2);
@@ -250,6 +312,48 @@ mod tests {
             }
         });
         assert_eq!((written, result.unwrap_err().kind()), (5, io::ErrorKind::StorageFull));
+    }
+
+    #[test]
+    fn a_line_that_is_offered_waits_for_a_reader_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let mut reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let output = Output::open(Target::File(path)).unwrap();
+        let full = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::WouldBlock;
+        let line = [vec![b'x'; 999], b"\n".to_vec()].concat();
+        let mut fitted = 0;
+        while output.offer(Severity::Info, &line).is_ok() {
+            fitted += 1;
+        }
+        let start = std::time::Instant::now();
+        assert!((0..1000).all(|_| full(output.offer(Severity::Info, &line))));
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        io::Read::read_exact(&mut reader, &mut vec![0; 1000 * fitted]).unwrap();
+        output.offer(Severity::Info, b"back\n").unwrap();
+        let mut rest = [0; 2000];
+        let length = io::Read::read(&mut reader, &mut rest).unwrap();
+        let rest = std::str::from_utf8(&rest[..length]).unwrap();
+        assert!(rest.ends_with("\nback\n") || rest == "back\n", "a torn line has an end: {rest:?}");
+    }
+
+    #[test]
+    fn a_standard_stream_that_nobody_reads_holds_nobody_up() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut written = 0;
+        let error = loop {
+            match put(writer.as_fd(), &[b'x'; 8192], Patience::Short(0)) {
+                Ok(count) => written += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert!(written >= 4096);
+        drop(reader);
+        let gone = put(writer.as_fd(), b"x", Patience::Short(0)).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! What a path says by its name alone: hidden, a script, or something that is never served as a file. All of it looks
 //! at decoded bytes; nothing here touches a disk.
 
-/// Endings that PHP, or somebody's PHP configuration, runs: as files they would show their source.
-const SOURCES: [&[u8]; 11] =
-    [b"php", b"php3", b"php4", b"php5", b"php6", b"php7", b"php8", b"phtml", b"phps", b"phar", b"inc"];
+/// Endings that PHP, or somebody's PHP configuration, runs: as files they would show their source. And dumps of
+/// databases, which are the first thing that scanners ask for.
+const SOURCES: [&[u8]; 13] =
+    [b"php", b"php3", b"php4", b"php5", b"php6", b"php7", b"php8", b"phtml", b"pht", b"phps", b"phar", b"inc", b"sql"];
 
 /// Endings that editors and careful people leave behind.
 const BACKUPS: [&[u8]; 7] = [b"bak", b"old", b"orig", b"save", b"swp", b"swo", b"tmp"];
 
-/// Endings that are only a backup's when they follow a source's: `config.php.1`, `config.php.txt`.
-const COPIES: [&[u8]; 4] = [b"backup", b"copy", b"dist", b"txt"];
+/// Endings that are only a backup's when they follow a source's: `config.php.1`, `config.php.txt`, `dump.sql.gz`.
+const COPIES: [&[u8]; 14] =
+    [b"backup", b"copy", b"dist", b"txt", b"gz", b"bz2", b"xz", b"zst", b"br", b"zip", b"7z", b"rar", b"tar", b"tgz"];
 
 /// Files of PHP projects that tell what is installed.
 const MANIFESTS: [&[u8]; 2] = [b"composer.json", b"composer.lock"];
@@ -150,6 +152,12 @@ mod tests {
             "/x/Composer.json",
             "/a.php-old",
             "/a.php.dist",
+            "/a.pht",
+            "/a.php.gz",
+            "/a.php.bak.zip",
+            "/dump.sql",
+            "/dump.SQL.gz",
+            "/dump.sql~",
         ] {
             assert!(is_private(private.as_bytes()), "{private}");
         }
@@ -169,6 +177,9 @@ mod tests {
             "/a.include",
             "/a.phpx.js",
             "/x.bak/y.css",
+            "/mysql",
+            "/a.sqlite.gz",
+            "/a.zip",
         ] {
             assert!(!is_private(open.as_bytes()), "{open}");
         }

@@ -118,8 +118,11 @@ fn respond(
     Ok(Reply::Response(Response::from_parts(parts, body)))
 }
 
-/// hyper settles how long an answer is, and is lenient about what contradicts it.
-fn check_framing(parts: &mut response::Parts, head: bool) -> Result<(), Fault> {
+/// hyper settles how long an answer is, and is lenient about what contradicts it. `head` says that the request was HEAD.
+///
+/// # Errors
+/// Two readers could take the answer for one of different lengths.
+pub fn check_framing(parts: &mut response::Parts, head: bool) -> Result<(), Fault> {
     let bad = |told: &'static str| Err(Fault::new(Kind::BadAnswer, told));
     let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
     let coded = match (codings.next(), codings.next()) {
@@ -169,6 +172,11 @@ pub(super) fn check_handshake(headers: &HeaderMap, key: Option<&HeaderValue>) ->
     match (upgrades.next(), upgrades.next()) {
         (Some(upgrade), None) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => {}
         _ => return bad("the back end switched to something that is not WebSocket"),
+    }
+    // "If the response lacks a |Connection| header field or the |Connection| header field doesn't contain a token that
+    // is an ASCII case-insensitive match for the value "Upgrade", the client MUST _Fail the WebSocket Connection_."
+    if !hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case("upgrade")) {
+        return bad("the back end's 101 has no Connection: Upgrade");
     }
     let Some(key) = key else { return Ok(()) };
     let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use crate::base::address::{Endpoint, HttpBackEnd};
 use crate::upstream::connect::TlsTarget;
 
-mod answer;
+pub mod answer;
 mod back_end;
 mod balance;
 mod exchange;
@@ -23,7 +23,7 @@ mod session;
 mod settings;
 pub mod sid;
 mod sids;
-mod sticky;
+pub mod sticky;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -59,7 +59,7 @@ pub(super) fn tag(back_end: &str, cookie: &str, secret: Option<&str>) -> String 
 }
 
 /// The first value of the cookie `name`.
-fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
+pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h [u8]> {
     headers.get_all(header::COOKIE).iter().flat_map(|field| field.as_bytes().split(|byte| *byte == b';')).find_map(
         |pair| {
             let at = memchr::memchr(b'=', pair)?;

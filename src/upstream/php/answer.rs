@@ -52,7 +52,7 @@ pub(super) async fn head(exchange: &mut Exchange, fpm: &Fpm) -> Result<(Head, By
 }
 
 /// The answer with the body that is still to come.
-pub(super) async fn answer(
+pub(super) fn answer(
     job: &Job,
     (head, start): (Head, Bytes),
     exchange: Exchange,
@@ -69,7 +69,8 @@ pub(super) async fn answer(
         headers.remove(header::CONTENT_LENGTH);
     }
     let body = if no_content || status == StatusCode::NOT_MODIFIED || job.method == Method::HEAD {
-        drain(exchange, pool, keep).await;
+        // Its client does not wait for what the script does behind its answer.
+        tokio::task::spawn_local(drain(exchange, pool.clone(), keep));
         Body::Empty
     } else {
         AnswerBody::body(exchange, start, length, (pool.clone(), keep), fpm.ahead.clone())
@@ -82,7 +83,7 @@ pub(super) async fn answer(
 
 /// Reads an answer that nobody will see to its end, so that its script is not cut off and the connection can be kept;
 /// but not for long.
-async fn drain(mut exchange: Exchange, pool: &FastCgiPool, keep: usize) {
+async fn drain(mut exchange: Exchange, pool: FastCgiPool, keep: usize) {
     let mut left = DRAIN_BYTES;
     let ended = timeout(DRAIN_TIME, async {
         loop {
@@ -94,6 +95,6 @@ async fn drain(mut exchange: Exchange, pool: &FastCgiPool, keep: usize) {
         }
     });
     if ended.await.unwrap_or(false) {
-        exchange.recycle(pool, keep);
+        exchange.recycle(&pool, keep);
     }
 }

@@ -147,8 +147,12 @@ impl Source {
                 if let Some(left) = &mut self.left {
                     let size = data.len() as u64;
                     if size > *left {
+                        // A line feed behind the last "?>" is enough for this. As with nginx, the client gets what it
+                        // was told of; over HTTP/1.1 there would be no way to take that back.
                         data.truncate(usize::try_from(*left).unwrap_or(0));
-                        self.fail(Fault::new(Kind::BadAnswer, "PHP sent more than its Content-Length"));
+                        if let Some(exchange) = self.exchange.take() {
+                            exchange.note_surplus();
+                        }
                         self.left = Some(0);
                     } else {
                         *left -= size;

@@ -13,7 +13,7 @@ use crate::upstream::fastcgi::params::{PairTooLong, Params};
 use crate::upstream::fastcgi::record;
 
 /// What of the settings goes into every request.
-pub(super) struct Fixed<'a> {
+pub struct Fixed<'a> {
     /// `SERVER_SOFTWARE`.
     pub software: &'a str,
     /// Variables of the operator's; they replace ours.
@@ -23,12 +23,7 @@ pub(super) struct Fixed<'a> {
 }
 
 /// BEGIN_REQUEST and PARAMS of a request with a body of `length` bytes. Fails when a field is larger than PHP can take.
-pub(super) fn head(
-    request: &UpstreamRequest,
-    script: &Script,
-    length: u64,
-    fixed: &Fixed<'_>,
-) -> Result<Bytes, PairTooLong> {
+pub fn head(request: &UpstreamRequest, script: &Script, length: u64, fixed: &Fixed<'_>) -> Result<Bytes, PairTooLong> {
     let mut out = BytesMut::with_capacity(2048);
     record::put_begin(&mut out, fixed.keep);
     let mut variables = Variables { params: Params::new(&mut out), replaced: fixed.params };
@@ -104,7 +99,7 @@ fn connection_variables(to: &mut Variables<'_>, request: &UpstreamRequest, softw
     to.set("REMOTE_PORT", client.arrival.peer.port().to_string().as_bytes())?;
     to.set("SERVER_ADDR", bare(client.arrival.local.ip()).as_bytes())?;
     to.set("SERVER_PORT", effective_port(&request.authority, client.scheme).to_string().as_bytes())?;
-    to.set("SERVER_NAME", request.authority.host.as_str().as_bytes())?;
+    to.set("SERVER_NAME", request.server_name.as_ref().unwrap_or(&request.authority.host).as_str().as_bytes())?;
     if let Some(user) = &request.user {
         // RFC 3875, section 4.1.11: where AUTH_TYPE is Basic, "the value of the REMOTE_USER meta-variable MUST be set
         // to the user-ID supplied".
@@ -283,6 +278,14 @@ mod tests {
         assert_eq!(evil, ["CONTENT_TYPE", "HTTP_SCRIPT_FILENAME"]);
         assert_eq!(seen["HTTP_COOKIE"], "a=1; b=2");
         assert_eq!(seen["HTTP_HOST"], "app.test");
+    }
+
+    #[test]
+    fn the_server_is_not_named_by_a_client_that_no_site_knows() {
+        let mut request = request(Request::get("/").header("host", "evil.test"));
+        request.server_name = Some(crate::base::host::Host::parse("app.test").unwrap());
+        let seen = variables(&request, &script(""), 0, &BTreeMap::new());
+        assert_eq!((seen["SERVER_NAME"].as_str(), seen["HTTP_HOST"].as_str()), ("app.test", "evil.test"));
     }
 
     #[test]

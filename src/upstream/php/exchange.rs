@@ -33,6 +33,8 @@ const READ: usize = 64 * 1024;
 const AT_ONCE: usize = 64 * 1024;
 /// The empty record that ends PARAMS: what is kept back of an offer.
 const LAST: usize = HEADER;
+/// What may be said on standard error between two parts of the answer: a script that does nothing else never ends.
+const MOST_COMPLAINTS: usize = 64 * 1024 * 1024;
 /// Less room than this is not worth a read.
 const LEAST_READ: usize = 4 * 1024;
 
@@ -82,7 +84,8 @@ impl Exchange {
         body: &Spooled,
         patience: Patience,
     ) -> Exchange {
-        let complaints = Complaints { endpoint: endpoint.clone(), target: target.to_owned(), lines: Lines::default() };
+        let (named, target) = (endpoint.clone(), target.to_owned());
+        let complaints = Complaints { endpoint: named, target, lines: Lines::default(), in_a_row: 0 };
         let (pending, last) = match &stream {
             BackEndStream::Unix(_) => head.split_at_checked(head.len().saturating_sub(LAST)).unwrap_or((head, &[])),
             _ => (head, &[][..]),
@@ -188,8 +191,18 @@ impl Exchange {
             })?;
             match piece {
                 None => return Ok(None),
-                Some(Piece::Stdout(data)) => return Ok(Some(Event::Output(data))),
-                Some(Piece::Stderr(data)) => self.complaints.push(&data),
+                Some(Piece::Stdout(data)) => {
+                    self.complaints.in_a_row = 0;
+                    return Ok(Some(Event::Output(data)));
+                }
+                Some(Piece::Stderr(data)) => {
+                    self.complaints.push(&data);
+                    if self.complaints.in_a_row > MOST_COMPLAINTS {
+                        let detail =
+                            format!("{} says more than 64 MiB on standard error, and nothing else", self.endpoint);
+                        return Err(Fault::new(Kind::BadAnswer, detail));
+                    }
+                }
                 Some(Piece::End(end)) => {
                     self.ended = true;
                     self.place = None;
@@ -197,6 +210,12 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    /// Tells that the application has said more than it announced.
+    pub fn note_surplus(&self) {
+        let Complaints { endpoint, target, .. } = &self.complaints;
+        tracing::warn!(back_end = %endpoint, request = %target, "more than its Content-Length: the rest is dropped");
     }
 
     /// Gives the connection to `pool`, which keeps at most `limit`, if it may carry another request.
@@ -328,18 +347,21 @@ struct Complaints {
     endpoint: Endpoint,
     target: String,
     lines: Lines,
+    /// Bytes since the answer has last gone on.
+    in_a_row: usize,
 }
 
 impl Complaints {
     fn push(&mut self, data: &[u8]) {
-        let Complaints { endpoint, target, lines } = self;
+        let Complaints { endpoint, target, lines, in_a_row } = self;
+        *in_a_row = in_a_row.saturating_add(data.len());
         lines.push(data, |line| tracing::warn!(back_end = %endpoint, request = %target, "PHP: {line}"));
     }
 }
 
 impl Drop for Complaints {
     fn drop(&mut self) {
-        let Complaints { endpoint, target, lines } = self;
+        let Complaints { endpoint, target, lines, .. } = self;
         lines.finish(|line| tracing::warn!(back_end = %endpoint, request = %target, "PHP: {line}"));
     }
 }

@@ -116,7 +116,7 @@ pub(super) async fn run(upstream: &PhpUpstream, job: &Job, pool: &FastCgiPool) -
 /// The pool with the fewest requests for each worker, of those that are there or will be in a moment; of equals the next
 /// in turn. Where all are down, one request now and then finds out whether one is back.
 fn choose(upstream: &PhpUpstream) -> Result<Arc<Fpm>, Fault> {
-    let PhpUpstream { settings, pools, turn } = upstream;
+    let PhpUpstream { settings, pools, turn, .. } = upstream;
     let now = Instant::now();
     let turn = turn.fetch_add(1, Ordering::Relaxed).checked_rem(pools.len()).unwrap_or(0);
     let mut best: Option<(bool, usize, usize, &Arc<Fpm>)> = None;
@@ -200,7 +200,7 @@ async fn attempt(
     };
     exchange.begin(place);
     match answer::head(&mut exchange, fpm).await {
-        Ok(head) => Ok(answer::answer(job, head, exchange, fpm, (pool, settings.keep_alive)).await),
+        Ok(head) => Ok(answer::answer(job, head, exchange, fpm, (pool, settings.keep_alive))),
         Err(fault) => {
             let broken = fault.kind == Kind::Truncated && !exchange.is_answered();
             let what = match broken {

@@ -13,12 +13,12 @@ use crate::base::address::Endpoint;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::request::UpstreamRequest;
-use crate::upstream::spool::{Spooled, spool};
+use crate::upstream::spool::{Room, Spooled, spool};
 
 mod ahead;
 mod answer;
 mod body;
-mod environment;
+pub mod environment;
 mod exchange;
 mod gate;
 mod journey;
@@ -54,6 +54,8 @@ pub struct Settings {
     pub queue_timeout: Duration,
     /// How long a pool may be missing, as in a restart, before requests are refused.
     pub restart_window: Duration,
+    /// Bytes of all bodies that are stored at once; `None` is no limit.
+    pub max_spooled: Option<u64>,
     /// `SERVER_SOFTWARE`.
     pub server_software: String,
 }
@@ -77,6 +79,7 @@ pub struct PhpUpstream {
     settings: Settings,
     /// In the order of the settings.
     pools: Vec<Arc<Fpm>>,
+    spooled: Arc<Room>,
     turn: AtomicUsize,
 }
 
@@ -84,7 +87,7 @@ impl PhpUpstream {
     /// A destination. Connects to nothing yet.
     pub fn new(settings: Settings, register: &PhpRegister) -> PhpUpstream {
         let pools = settings.pools.iter().map(|endpoint| register.fpm(endpoint)).collect();
-        PhpUpstream { settings, pools, turn: AtomicUsize::new(0) }
+        PhpUpstream { settings, pools, spooled: register.spooled(), turn: AtomicUsize::new(0) }
     }
 
     /// Where its pools are, as the file writes them.
@@ -110,7 +113,7 @@ impl PhpUpstream {
         pool: &FastCgiPool,
     ) -> Result<Response<Body>, Fault> {
         let settings = &self.settings;
-        let body = spool(body).await?;
+        let body = spool(body, request.client.address, &self.spooled, settings.max_spooled).await?;
         let keep = settings.keep_alive > 0;
         let fixed = Fixed { software: &settings.server_software, params: &settings.params, keep };
         let head = environment::head(&request, &script, body.length(), &fixed)

@@ -7,18 +7,25 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::gate::Gate;
 use super::presence::Presence;
 use crate::base::address::Endpoint;
+use crate::upstream::spool::Room;
 
 /// All PHP-FPM pools by endpoint, for as long as a snapshot or a request knows them.
 #[derive(Debug, Default)]
 pub struct PhpRegister {
     known: Mutex<HashMap<Endpoint, Weak<Fpm>>>,
     ahead: Arc<AtomicUsize>,
+    spooled: Arc<Room>,
 }
 
 impl PhpRegister {
     /// A register that knows nobody yet.
     pub fn new() -> PhpRegister {
         PhpRegister::default()
+    }
+
+    /// The bytes of all bodies that are stored.
+    pub(super) fn spooled(&self) -> Arc<Room> {
+        Arc::clone(&self.spooled)
     }
 
     pub(super) fn fpm(&self, endpoint: &Endpoint) -> Arc<Fpm> {

@@ -200,6 +200,7 @@ fn upstream(pools: Vec<Endpoint>, change: impl FnOnce(&mut Settings)) -> PhpUpst
         queue: 0,
         queue_timeout: patience,
         restart_window: Duration::from_millis(300),
+        max_spooled: None,
         server_software: "doorward".to_owned(),
     };
     change(&mut settings);

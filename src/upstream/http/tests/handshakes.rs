@@ -82,6 +82,8 @@ fn a_101_that_is_no_websocket_is_refused() {
         for fields in [
             "Connection: Upgrade\r\nUpgrade: h2c\r\n".to_owned(),
             format!("Connection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"),
+            format!("Upgrade: websocket\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"),
+            format!("Connection: keep-alive\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"),
             format!("Connection: Upgrade\r\nUpgrade: websocket, h2c\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"),
             "Connection: Upgrade\r\nUpgrade: websocket\r\n".to_owned(),
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n"
