@@ -102,6 +102,7 @@ fn answer(stream: &mut TcpStream, head: &str) -> std::io::Result<bool> {
         "/socket/echo" => return echo(stream, head),
         "/socket/flood" => return flood(stream, head),
         "/endless" => return endless(stream),
+        "/large" => return large(stream),
         "/silent" => return stream.read(&mut [0]).map(|_| false),
         _ if head.starts_with("HEAD ") => (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", true),
         _ => (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", true),
@@ -145,6 +146,13 @@ fn flood(stream: &mut TcpStream, head: &str) -> std::io::Result<bool> {
     loop {
         stream.write_all(&[0; 0x4000])?;
     }
+}
+
+/// 100 KiB.
+fn large(stream: &mut TcpStream) -> std::io::Result<bool> {
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 102400\r\n\r\n")?;
+    stream.write_all(&[b'x'; 102_400])?;
+    Ok(true)
 }
 
 fn endless(stream: &mut TcpStream) -> std::io::Result<bool> {

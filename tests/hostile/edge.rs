@@ -4,30 +4,40 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::machine::is_root_for;
+
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// `doorward run` in a folder of its own. Killed when dropped.
+/// `doorward run` in a folder of its own. Killed when dropped; then nothing in it may have panicked.
 pub struct Edge {
     pub http: SocketAddr,
     pub https: SocketAddr,
     pub folder: tempfile::TempDir,
     pub process: Child,
     lines: mpsc::Receiver<String>,
+    /// Gives the lines that speak of a panic.
+    log: Option<JoinHandle<Vec<String>>>,
 }
 
 impl Edge {
     /// With one site `a.test` in front of `back_end`; `extra` goes in front of the site.
     pub fn start(back_end: SocketAddr, extra: &str) -> Edge {
+        Edge::start_with(back_end, "", extra)
+    }
+
+    /// The same with further keys of `[server]`.
+    pub fn start_with(back_end: SocketAddr, server: &str, extra: &str) -> Edge {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().join("root");
         std::fs::create_dir(&root).expect("a root");
         std::fs::write(root.join("a.txt"), "text\n").expect("a file");
         let text = format!(
-            "[server]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\nworkers = 1\nshutdown_grace = \"5s\"\n\
+            "[server]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\nworkers = 1\nshutdown_grace = \"5s\"\n{server}\n\
              [limits]\nmax_body = \"1MiB\"\n{extra}\n\
              [site.a]\nhosts = [\"a.test\"]\nhttp = \"serve\"\ntls = \"self-signed\"\nupstream = \"http://{back_end}\"\n\
              [site.a.websocket]\nto = \"http://{back_end}\"\npreset = \"none\"\npaths = [\"/no-socket\", \"/socket/*\"]\n\
@@ -47,15 +57,19 @@ impl Edge {
             .expect("the binary starts");
         let stderr = process.stderr.take().expect("piped");
         let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || {
+        let log = std::thread::spawn(move || {
+            let mut panics = Vec::new();
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
+                // In the words of src/run/logs.rs, or in Rust's own before those are in force.
+                if line.contains("a fault in doorward itself") || line.contains("panicked") {
+                    panics.push(line.clone());
                 }
+                let _ = sender.send(line);
             }
+            panics
         });
         let unset = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut edge = Edge { http: unset, https: unset, folder, process, lines };
+        let mut edge = Edge { http: unset, https: unset, folder, process, lines, log: Some(log) };
         edge.http = edge.port("listening on http 127.0.0.1:");
         edge.https = edge.port("listening on https 127.0.0.1:");
         edge.wait_for("ready");
@@ -89,12 +103,40 @@ impl Edge {
     pub fn connect(&self) -> TcpStream {
         connect(self.http)
     }
+
+    /// How many descriptors the process has open. Only root may look: for others it has none.
+    #[track_caller]
+    pub fn descriptors(&self) -> usize {
+        if !is_root_for("the edge's descriptors are not counted") {
+            return 0;
+        }
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("its descriptors").count()
+    }
+
+    /// Its memory that no file stands behind, in KiB (proc_pid_status(5)).
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// What it has used of the processor, in steps of 10 ms (proc_pid_stat(5)).
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).expect("its figures");
+        let fields = stat.rsplit(") ").next().expect("fields").split(' ').skip(11).take(2);
+        Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().expect("a number") * 10).sum())
+    }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        let panics = self.log.take().map(|log| log.join().unwrap_or_default()).unwrap_or_default();
+        // A test that fails already has said more.
+        if !std::thread::panicking() {
+            assert!(panics.is_empty(), "{panics:?}");
+        }
     }
 }
 

@@ -1,336 +1,19 @@
 //! HTTP/2 over TLS, in frames made by hand: what a well-behaved library would never send.
 
-use std::io::Read;
-use std::net::TcpStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use socket2::{Domain, Socket, Type};
 
 use crate::back_end::BackEnd;
-use crate::edge::{Edge, connect, eventually, send};
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RESET: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-type Fields<'a> = Vec<(&'a str, &'a str)>;
-
-/// What became of a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// A whole answer: its status, and the bytes of its content.
-    Answer(u16, usize),
-    /// The stream was reset, with so many bytes of content before.
-    Reset(usize),
-    /// The connection ended.
-    Gone,
-}
-
-struct Client(StreamOwned<ClientConnection, TcpStream>);
-
-impl Client {
-    fn connect(edge: &Edge) -> Client {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let name = ServerName::try_from("a.test").expect("a name");
-        let session = ClientConnection::new(Arc::new(config), name).expect("a session");
-        let mut client = Client(StreamOwned::new(session, connect(edge.https)));
-        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        client.send(&frame(SETTINGS, 0, 0, &[]));
-        client
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        send(&mut self.0, bytes);
-    }
-
-    fn ask(&mut self, stream: u32, fields: &Fields<'_>, body: Option<&[u8]>) {
-        let end = if body.is_some() { 0 } else { END_STREAM };
-        let mut bytes = frame(HEADERS, END_HEADERS | end, stream, &block(fields));
-        if let Some(body) = body {
-            bytes.extend(frame(DATA, END_STREAM, stream, body));
-        }
-        self.send(&bytes);
-    }
-
-    /// Asks, leaves its own side open, and waits for the 200.
-    fn open(&mut self, stream: u32, fields: &Fields<'_>) {
-        self.send(&frame(HEADERS, END_HEADERS, stream, &block(fields)));
-        while let Some((kind, flags, id, payload)) = self.frame() {
-            if kind == HEADERS && id == stream {
-                assert_eq!((read_status(&payload), flags & END_STREAM), (200, 0));
-                return;
-            }
-        }
-        panic!("the connection ended");
-    }
-
-    /// Reads until `stream` or the connection has ended.
-    fn end(&mut self, stream: u32) -> End {
-        let (mut status, mut content) = (0, 0);
-        while let Some((kind, flags, id, payload)) = self.frame() {
-            match kind {
-                GOAWAY => return End::Gone,
-                RESET if id == stream => return End::Reset(content),
-                HEADERS if id == stream => status = read_status(&payload),
-                DATA if id == stream => content += payload.len(),
-                _ => {}
-            }
-            if id == stream && flags & END_STREAM != 0 && (kind == HEADERS || kind == DATA) {
-                return End::Answer(status, content);
-            }
-        }
-        End::Gone
-    }
-
-    fn frame(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
-        let mut head = [0; 9];
-        self.0.read_exact(&mut head).ok()?;
-        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-        self.0.read_exact(&mut payload).ok()?;
-        Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
-    }
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = u32::try_from(payload.len()).expect("short").to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
-
-/// RFC 7541, section 6.2.2: literal fields with new names, nothing compressed, so that any byte can stand anywhere.
-fn block(fields: &Fields<'_>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for (name, value) in fields {
-        bytes.push(0);
-        for text in [name, value] {
-            let mut rest = text.len();
-            if rest < 127 {
-                bytes.push(u8::try_from(rest).expect("short"));
-            } else {
-                bytes.push(127);
-                rest -= 127;
-                while rest >= 128 {
-                    bytes.push(u8::try_from(rest % 128 + 128).expect("a byte"));
-                    rest /= 128;
-                }
-                bytes.push(u8::try_from(rest).expect("a byte"));
-            }
-            bytes.extend(text.as_bytes());
-        }
-    }
-    bytes
-}
-
-/// The status, which comes first: an entry of the static table, or a literal of Huffman-coded digits.
-fn read_status(block: &[u8]) -> u16 {
-    let fixed = [200, 204, 206, 304, 400, 404, 500];
-    if let Some(status) = block[0].checked_sub(0x88).and_then(|index| fixed.get(usize::from(index))) {
-        return *status;
-    }
-    assert_eq!(block[0], 0x48, "a literal :status in {block:?}");
-    let length = usize::from(block[1] & 0x7f);
-    let bits: Vec<u8> = block[2..2 + length].iter().flat_map(|b| (0..8).rev().map(move |n| b >> n & 1)).collect();
-    let (mut at, mut status) = (0, 0);
-    let take = |at: usize, n: usize| bits[at..at + n].iter().fold(0u16, |value, bit| value << 1 | u16::from(*bit));
-    // RFC 7541, appendix B: '0' to '2' have five bits, '3' to '9' six from 011001 on.
-    for _ in 0..3 {
-        let short = take(at, 5);
-        let digit = if short <= 2 { short } else { take(at, 6) - 0b01_1001 + 3 };
-        at += if short <= 2 { 5 } else { 6 };
-        status = status * 10 + digit;
-    }
-    status
-}
-
-/// The fields of a request to `path` with `more` behind them.
-fn request<'a>(method: &'a str, path: &'a str, more: &[(&'a str, &'a str)]) -> Fields<'a> {
-    let mut fields = vec![(":method", method), (":scheme", "https"), (":authority", "a.test"), (":path", path)];
-    fields.extend(more);
-    fields
-}
-
-/// An extended CONNECT (RFC 8441, section 4).
-fn extended<'a>(path: &'a str, protocol: &'a str) -> Fields<'a> {
-    let mut fields = request("CONNECT", path, &[]);
-    fields.insert(1, (":protocol", protocol));
-    fields
-}
-
-fn with<'a>(name: &str, value: Option<&'a str>) -> Fields<'a> {
-    let mut fields = request("GET", "/x", &[]);
-    match value {
-        Some(value) => fields.iter_mut().filter(|field| field.0 == name).for_each(|field| field.1 = value),
-        None => fields.retain(|field| field.0 != name),
-    }
-    fields
-}
-
-#[test]
-fn malformed_requests_are_never_passed_on() {
-    let back_end = BackEnd::start();
-    let edge = Edge::start(back_end.address, "");
-    let mut cases: Vec<(Fields<'_>, Option<&[u8]>)> = Vec::new();
-    for length in ["0", "3", "9", "+5", "5, 5", "-1", ""] {
-        cases.push((request("POST", "/x", &[("content-length", length)]), Some(b"hello")));
-    }
-    cases.push((request("POST", "/x", &[("content-length", "5"), ("content-length", "6")]), Some(b"hello")));
-    cases.push((request("POST", "/x", &[("content-length", "5")]), None));
-    cases.push((request("POST", "/x", &[("transfer-encoding", "chunked")]), Some(b"0\r\n\r\n")));
-    for field in [
-        ("te", "gzip"),
-        ("connection", "x"),
-        ("keep-alive", "x"),
-        ("proxy-connection", "x"),
-        ("upgrade", "x"),
-        ("x", "a\r\nb: c"),
-        ("x", "a\nb"),
-        ("x", "a\0b"),
-        ("a:", "v"),
-        ("a\r\nb", "v"),
-        ("a b", "v"),
-        ("Abc", "v"),
-        ("", "v"),
-        ("host", "b.test"),
-        (":path", "/y"),
-        (":unknown", "v"),
-        (":status", "200"),
-        ("expect", "y"),
-    ] {
-        cases.push((request("GET", "/x", &[field]), None));
-    }
-    cases.push((request("GET", "/x", &[("host", "a.test"), ("host", "a.test")]), None));
-    for (name, value) in [
-        (":method", "GET /evil HTTP/1.1\r\nHost: x"),
-        (":method", ""),
-        (":method", "TRACE"),
-        (":method", "GE T"),
-        (":path", "/x HTTP/1.1\r\nX: y"),
-        (":path", ""),
-        (":path", "x"),
-        (":path", "/a b"),
-        (":path", "*"),
-        (":path", "/a\0"),
-        (":path", "/.."),
-        (":path", "/%2e%2e/"),
-        (":path", "/a\\b"),
-        (":path", "/a%2fb"),
-        (":path", "http://b.test/"),
-        (":scheme", "ftp"),
-        (":scheme", "h ttp"),
-        (":scheme", "https://a.test/x?"),
-        (":authority", "a.test\r\nX: y"),
-        (":authority", "evil@a.test"),
-        (":authority", "a.test/x"),
-        (":authority", ""),
-        (":authority", "a.test:99999"),
-        (":authority", "a.test,b.test"),
-        (":authority", "other.test"),
-    ] {
-        cases.push((with(name, Some(value)), None));
-    }
-    for name in [":method", ":scheme", ":authority", ":path"] {
-        cases.push((with(name, None), None));
-    }
-    cases.push((vec![(":method", "CONNECT"), (":authority", "a.test:443")], None));
-    for protocol in ["unknown", "connect-udp", "websocket2", " websocket", "websocket, h2c", "", "h2c", "web socket"] {
-        cases.push((extended("/no-socket", protocol), None));
-    }
-    for missing in [":path", ":scheme", ":authority"] {
-        let mut fields = extended("/no-socket", "websocket");
-        fields.retain(|field| field.0 != missing);
-        cases.push((fields, None));
-    }
-    for (name, value) in [
-        (":path", "no-socket"),
-        (":path", "*"),
-        (":path", ""),
-        (":path", "/no-socket/.."),
-        (":scheme", "wss"),
-        (":scheme", "ftp"),
-        (":authority", "evil@a.test"),
-        (":authority", "other.test"),
-        (":method", "GET"),
-        (":method", "POST"),
-    ] {
-        let mut fields = extended("/no-socket", "websocket");
-        fields.iter_mut().filter(|field| field.0 == name).for_each(|field| field.1 = value);
-        cases.push((fields, None));
-    }
-    for field in [
-        (":protocol", "websocket"),
-        ("sec-websocket-version", "8"),
-        ("content-length", "5"),
-        ("transfer-encoding", "chunked"),
-        ("upgrade", "websocket"),
-        ("connection", "upgrade"),
-        ("host", "b.test"),
-    ] {
-        let mut fields = extended("/no-socket", "websocket");
-        fields.push(field);
-        cases.push((fields, Some(b"hello")));
-    }
-    let mut late = request("CONNECT", "/no-socket", &[("x", "y")]);
-    late.push((":protocol", "websocket"));
-    cases.push((late, None));
-    // Where no sockets go there is nothing to fall back to.
-    cases.push((extended("/x", "websocket"), None));
-    cases.push((extended("/files/a.txt", "websocket"), None));
-    cases.push((extended("/moved/x", "unknown"), None));
-    for (fields, body) in cases {
-        let mut client = Client::connect(&edge);
-        client.ask(1, &fields, body);
-        let end = client.end(1);
-        let refused = matches!(end, End::Reset(0) | End::Gone | End::Answer(400..=499 | 501, _));
-        assert!(refused, "{fields:?}: {end:?}");
-        if end != End::Gone {
-            client.ask(3, &request("GET", "/canary", &[]), None);
-            assert_eq!(client.end(3), End::Answer(200, 2), "behind {fields:?}");
-        }
-        let seen = back_end.take();
-        assert!(seen.iter().all(|seen| seen.head.starts_with("GET /canary ")), "{fields:?}: {seen:?}");
-    }
-}
-
-#[test]
-fn a_body_is_framed_once_and_cookie_crumbs_are_joined() {
-    let back_end = BackEnd::start();
-    let edge = Edge::start(back_end.address, "");
-    let mut client = Client::connect(&edge);
-    client.ask(1, &request("POST", "/x", &[("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")]), Some(b"hello"));
-    assert_eq!(client.end(1), End::Answer(200, 2));
-    client.ask(3, &request("POST", "/x", &[("content-length", "5")]), Some(b"hello"));
-    assert_eq!(client.end(3), End::Answer(200, 2));
-    let seen = back_end.take();
-    assert!(seen[0].head.contains("cookie: a=1; b=2\r\n") && !seen[0].head.contains("te: "), "{seen:?}");
-    assert_eq!((seen[0].body.as_str(), seen[1].body.as_str()), ("5\r\nhello\r\n0\r\n\r\n", "hello"));
-    assert!(!seen[1].head.contains("transfer-encoding"), "{seen:?}");
-}
+use crate::edge::{DEADLINE, Edge, eventually};
+use crate::h2_client::*;
+use crate::tls_client;
 
 #[test]
 fn answers_to_head_and_without_content_have_no_data() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "");
-    let mut client = Client::connect(&edge);
+    let mut client = Client::connect(edge.https);
     for (stream, method, path, status) in [
         (1, "HEAD", "/files/none", 404),
         (3, "HEAD", "/a%2fb", 400),
@@ -341,7 +24,7 @@ fn answers_to_head_and_without_content_have_no_data() {
     ] {
         // Literal statuses go into a table that this client does not keep: a new connection each.
         if status != 200 {
-            client = Client::connect(&edge);
+            client = Client::connect(edge.https);
         }
         client.ask(stream, &request(method, path, &[]), None);
         assert_eq!(client.end(stream), End::Answer(status, 0), "{method} {path}");
@@ -352,7 +35,7 @@ fn answers_to_head_and_without_content_have_no_data() {
 fn a_cut_answer_is_reset_and_a_reset_frees_the_back_end() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "");
-    let mut client = Client::connect(&edge);
+    let mut client = Client::connect(edge.https);
     client.ask(1, &request("GET", "/cut-length", &[]), None);
     assert_eq!(client.end(1), End::Reset(5));
     client.ask(3, &request("GET", "/endless", &[]), None);
@@ -372,7 +55,7 @@ fn a_cut_answer_is_reset_and_a_reset_frees_the_back_end() {
 fn a_client_that_grants_no_window_lets_go_of_the_back_end() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "[timeouts]\nwrite = \"1s\"");
-    let mut client = Client::connect(&edge);
+    let mut client = Client::connect(edge.https);
     // SETTINGS_INITIAL_WINDOW_SIZE = 0.
     client.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
     client.ask(1, &request("GET", "/endless", &[]), None);
@@ -387,7 +70,7 @@ fn a_back_ends_no_to_a_socket_is_passed_on() {
     let edge = Edge::start(back_end.address, "");
     // The client need not have seen SETTINGS: nobody can tell (RFC 8441, section 3).
     for protocol in ["websocket", "WebSocket"] {
-        let mut client = Client::connect(&edge);
+        let mut client = Client::connect(edge.https);
         client.ask(1, &extended("/no-socket", protocol), None);
         assert_eq!(client.end(1), End::Answer(403, 2), "{protocol}");
         client.ask(3, &request("GET", "/canary", &[]), None);
@@ -404,7 +87,7 @@ fn a_reset_ends_a_tunnel_at_once_whatever_its_back_end_does() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "[log]\naccess = \"stderr\"");
     for code in [8u32, 0, 1] {
-        let mut client = Client::connect(&edge);
+        let mut client = Client::connect(edge.https);
         client.open(1, &extended("/socket/stubborn", "websocket"));
         client.open(3, &extended("/socket/stubborn", "websocket"));
         client.send(&frame(RESET, 0, 1, &code.to_be_bytes()));
@@ -422,7 +105,7 @@ fn a_reset_ends_a_tunnel_at_once_whatever_its_back_end_does() {
 fn a_tunnel_whose_client_grants_no_window_is_given_up_and_reset() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "[timeouts]\nwrite = \"1s\"\n[log]\naccess = \"stderr\"");
-    let mut client = Client::connect(&edge);
+    let mut client = Client::connect(edge.https);
     // SETTINGS_INITIAL_WINDOW_SIZE = 0.
     client.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]));
     client.open(1, &extended("/socket/flood", "websocket"));
@@ -443,7 +126,7 @@ fn socket_frame(length: u16) -> Vec<u8> {
 fn a_burst_of_tiny_data_frames_goes_through_and_the_connection_lives() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "");
-    let mut client = Client::connect(&edge);
+    let mut client = Client::connect(edge.https);
     for stream in [1, 3] {
         client.open(stream, &extended("/socket/echo", "websocket"));
     }
@@ -476,20 +159,37 @@ fn frames_that_ask_for_nothing_end_the_connection_of_a_socket() {
         (frame(PRIORITY, 0, 1, &[0; 5]), 10_000, "control frames"),
         (frame(DATA, 0, 1, b""), 100, "excessive load"),
     ] {
-        let mut client = Client::connect(&edge);
+        let mut client = Client::connect(edge.https);
         client.open(1, &extended("/socket/echo", "websocket"));
         client.send(&flood.repeat(most + 1));
         assert_eq!(client.end(1), End::Gone, "{flood:?}");
+        // What it still sends would be read for a while.
+        drop(client);
         let line = edge.wait_for("connection ended");
         assert!(line.contains(why), "{flood:?}: {line}");
     }
 }
 
 #[test]
+fn a_trusted_proxy_may_send_more_control_frames_and_not_without_end() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start_with(back_end.address, "trusted_proxies = [\"127.0.0.1\"]", "[log]\nlevel = \"debug\"");
+    let mut client = Client::connect(edge.https);
+    let flood = frame(PING, ACK, 0, &[0; 8]);
+    client.send(&flood.repeat(20_000));
+    client.ask(1, &request("GET", "/x", &[]), None);
+    assert_eq!(client.end(1), End::Answer(200, 2));
+    client.send(&flood.repeat(60_000));
+    assert_eq!(client.end(3), End::Gone);
+    let line = edge.wait_for("connection ended");
+    assert!(line.contains("more than 50000 control frames"), "{line}");
+}
+
+#[test]
 fn a_client_may_grant_window_for_each_tiny_frame_that_it_gets() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "");
-    let mut client = Client::connect(&edge);
+    let mut client = Client::connect(edge.https);
     client.open(1, &extended("/socket/echo", "websocket"));
     client.send(&frame(DATA, 0, 1, &socket_frame(8000)));
     let mut heard = 0;
@@ -504,40 +204,26 @@ fn a_client_may_grant_window_for_each_tiny_frame_that_it_gets() {
     }
 }
 
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
+#[test]
+fn a_client_that_goes_on_sending_and_reads_late_is_still_told_why_its_connection_ended() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "");
+    // What does not fit into so little waits in the server's socket, where a reset destroys it.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.connect(&edge.https.into()).expect("the edge listens");
+    socket.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    let mut client = Client(tls_client::over(socket.into(), "a.test", &[b"h2"]));
+    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    client.send(&frame(SETTINGS, 0, 0, &[]));
+    client.ask(1, &request("GET", "/endless", &[]), None);
+    eventually("the back end is asked", || back_end.open() >= 1);
+    std::thread::sleep(Duration::from_millis(200));
+    // RFC 9113, section 6.9: an increment of 0 is an error of the connection. Behind it comes what nobody reads any more.
+    client.send(&[frame(WINDOW_UPDATE, 0, 0, &[0; 4]), frame(PING, 0, 0, &[0; 8]).repeat(4000)].concat());
+    eventually("the back end is let go", || back_end.open() == 0);
+    std::thread::sleep(Duration::from_millis(200));
+    let reason = std::iter::from_fn(|| client.frame()).find(|(kind, ..)| *kind == GOAWAY);
+    let (.., payload) = reason.expect("GOAWAY");
+    assert_eq!(payload[4..8], [0, 0, 0, 1], "PROTOCOL_ERROR");
 }

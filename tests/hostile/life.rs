@@ -7,11 +7,17 @@ use rustix::process::Signal;
 
 use crate::back_end::BackEnd;
 use crate::edge::{Edge, eventually, read_to_end, send};
+use crate::machine::{is_root_for, promised};
 
-/// The sockets that the edge has open. Files and watches are opened when they are first needed.
+/// The sockets that the edge has open. Files and watches are opened when they are first needed. Only root may look: for
+/// others it has none.
+#[track_caller]
 fn sockets(edge: &Edge) -> usize {
+    if !is_root_for("the edge's sockets are not counted") {
+        return 0;
+    }
     let folder = format!("/proc/{}/fd", edge.process.id());
-    let links = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let links = std::fs::read_dir(folder).expect("its descriptors").flatten();
     links
         .filter_map(|link| link.path().read_link().ok())
         .filter(|to| to.to_string_lossy().starts_with("socket:"))
@@ -101,5 +107,5 @@ fn requests_under_way_finish_at_the_end_and_a_second_signal_does_not_wait() {
     let begun = Instant::now();
     edge.signal(Signal::TERM);
     edge.process.wait().expect("it ends");
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < promised(Duration::from_secs(4)), "{:?}", begun.elapsed());
 }
