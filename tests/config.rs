@@ -239,6 +239,8 @@ https = [":443", "[::1]:2096"]
 protocols = ["h1"]
 trusted_proxies = ["cloudflare"]
 workers = 2
+user = "www-data:tls-keys"
+confine = true
 pid_file = "run/doorward.pid"
 shutdown_grace = "1m"
 

@@ -20,6 +20,7 @@ use http::{HeaderName, Request, Response, request};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::LocalSet;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -117,6 +118,7 @@ fn settings(endpoint: &Endpoint) -> Settings {
         queue: 0,
         queue_timeout: DEADLINE,
         restart_window: Duration::from_secs(1),
+        max_spooled: None,
         server_software: "doorward".to_owned(),
     }
 }
@@ -246,6 +248,10 @@ async fn an_answer_of_five_mebibytes_is_streamed() {
 
 #[tokio::test]
 async fn fields_and_statuses_of_php_pass() {
+    LocalSet::new().run_until(fields_and_statuses()).await;
+}
+
+async fn fields_and_statuses() {
     let fpm = Fpm::start();
     let code = "setcookie('a', '1'); setcookie('b', str_repeat('x', 65536)); http_response_code(418); echo 'tea';";
     let response = fpm.ask(code, request(Request::get("/")), Body::Empty).await.expect("an answer");

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Curl, Fpm, Node, Proxy, World};
+use crate::harness::{Curl, Fpm, Node, Proxy, World, is_full};
 use crate::{backend, php};
 
 /// How much the proxy's resident memory may grow under one transfer.
@@ -11,7 +11,7 @@ const GROWTH: u64 = 64 << 20;
 
 /// 256 MiB, or 1 GiB when everything is asked for.
 fn size() -> u64 {
-    if std::env::var_os("DOORWARD_FULL").is_some_and(|value| value == "1") { 1 << 30 } else { 256 << 20 }
+    if is_full() { 1 << 30 } else { 256 << 20 }
 }
 
 const NO_LIMIT: &str = "max_body = \"2GiB\"";

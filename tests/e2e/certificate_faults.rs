@@ -1,6 +1,6 @@
 //! Files from elsewhere that fail their site: half-written, mismatched, expired, gone, unreadable. Of two sites one
-//! suffers every fault of the table and the other is asked all the while, on a new connection each time. The other one
-//! must not notice; the first keeps its certificate, says why, and has the repaired one within two seconds.
+//! suffers every fault of the table and both are asked all the while, with a full handshake each time. The other one
+//! must not notice; the first keeps its certificate, says why once, and serves the repaired one within a second and a half.
 
 mod table;
 
@@ -12,14 +12,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+use crate::faults::scene::{Row, ms};
+use crate::fpm_load::SmallDisk;
 use crate::harness::{
-    BackEnd, Load, Proxy, Raw, SOON, Socket, World, binary, doorward_bound_by_modes, finish, promised, wait_for,
-    wait_until,
+    BackEnd, Load, Proxy, Raw, SOON, Socket, World, binary, doorward_bound_by_modes, finish, is_root_for, promised,
+    wait_for, wait_until,
 };
 use table::{ABSENCES, AtStart, CONTENTS, Fault, HOST, LINKS, Laid, Leaf, Site, UNREADABLE};
 
-/// A repaired certificate is served this soon.
-const REPAIR: Duration = Duration::from_secs(2);
+/// A repaired certificate is served this soon, and the log says that all is well again.
+const REPAIR: Duration = Duration::from_millis(1500);
 /// The site that must not notice.
 const STEADY: &str = "b.test";
 
@@ -74,7 +76,9 @@ fn a_key_that_everybody_can_read_is_served_and_told() {
     let key = site.key().display().to_string();
     let line = wait_for("a warning", SOON, || told(&proxy, 0, "every user of this machine can read", &key));
     assert!(line.contains(" WARN "), "{line}");
-    assert!(!proxy.running.stderr().iter().any(|line| line.contains(" ERROR ")), "{}", proxy.running.said());
+    // On a busy machine the two files may be met between their writing.
+    let wrong = |line: &String| line.contains(" ERROR ") && !line.contains("does not belong to the first certificate");
+    assert!(!proxy.running.stderr().iter().any(wrong), "{}", proxy.running.said());
 }
 
 #[test]
@@ -181,8 +185,15 @@ fn redirects(proxy: &Proxy) {
     assert_eq!(answer.field("location"), Some(format!("{}/x", proxy.url(HOST)).as_str()));
 }
 
-/// Waits until the site serves `wanted`, with the log at peace again, and gives the time that it took.
-fn recovers(what: &str, world: &World, proxy: &Proxy, before: usize, site: &Site<'_>, wanted: &Leaf) -> Duration {
+/// Waits until the site serves `wanted`, with the log at peace again, and gives the times that both took.
+fn recovers(
+    what: &str,
+    world: &World,
+    proxy: &Proxy,
+    before: usize,
+    site: &Site<'_>,
+    wanted: &Leaf,
+) -> (Duration, Duration) {
     let since = Instant::now();
     let folder = site.folder().display().to_string();
     wait_until(&format!("{what}: the repaired certificate is served"), SOON, || {
@@ -194,7 +205,7 @@ fn recovers(what: &str, world: &World, proxy: &Proxy, before: usize, site: &Site
     });
     let said = since.elapsed();
     assert!(said <= promised(REPAIR), "{what}: served {served:?} after the repair, said {said:?} after it");
-    said
+    (served, said)
 }
 
 fn under_load(fault: &Fault) {
@@ -205,7 +216,7 @@ fn under_load(fault: &Fault) {
     let old = site.first();
     assert_eq!(shown(&world, &proxy), old, "{what}");
     let mut socket = Socket::open(&world, &proxy, HOST, "/live");
-    let (steady, suffering) = (Load::start(&world, &proxy, STEADY, 3), Load::start(&world, &proxy, HOST, 1));
+    let (steady, suffering) = (Load::start(&world, &proxy, STEADY, 3), Load::start(&world, &proxy, HOST, 2));
     steady.goes_on(3);
 
     let before = proxy.running.stderr().len();
@@ -218,6 +229,17 @@ fn under_load(fault: &Fault) {
         line
     });
     let noticed = broken.elapsed();
+    // What is not mended is not told again, however often it is looked at.
+    std::thread::sleep(Duration::from_millis(1200));
+    let said = proxy.running.stderr();
+    let reason = |line: &String| line.split_once(" reason=").map(|(_, reason)| reason.to_owned());
+    let mut reasons: Vec<String> =
+        said.iter().skip(before).filter(|line| line.contains(" ERROR ")).filter_map(reason).collect();
+    // A file that is being written may be met half-way: that is another reason.
+    let times = reasons.len();
+    reasons.sort_unstable();
+    reasons.dedup();
+    assert!(times == reasons.len() && times <= 2, "{what}: {}", proxy.running.said());
     assert!(line.contains(" ERROR ") && line.contains("the previous one stays in service"), "{what}: {line}");
     redirects(&proxy);
     // A reload has other things to do than to wait for a certificate.
@@ -228,17 +250,64 @@ fn under_load(fault: &Fault) {
     assert_eq!(shown(&world, &proxy), old, "{what}: a reload dropped the old certificate");
 
     let wanted = (fault.repairs)(&site);
-    let well = recovers(what, &world, &proxy, before, &site, &wanted);
+    let (served, well) = recovers(what, &world, &proxy, before, &site, &wanted);
     socket.echoes("still here");
     suffering.goes_on(3);
     steady.goes_on(3);
     let (answered, leaves) = steady.stop();
     assert_eq!(leaves.len(), 1, "{what}: {STEADY} changed its certificate");
-    let (_, leaves) = suffering.stop();
+    let (handshakes, leaves) = suffering.stop();
     assert!(leaves.iter().all(|leaf| *leaf == old || *leaf == wanted), "{what}: a certificate that is neither");
-    eprintln!(
-        "{what}: told after {noticed:.0?}, all well {well:.0?} after the repair; {answered} of {answered} at {STEADY}"
-    );
+    let number = CONTENTS.iter().chain(&ABSENCES).chain(&LINKS).chain(&UNREADABLE).position(|it| it.what == what);
+    Row {
+        part: "7-certificates",
+        number: number.unwrap(),
+        injected: &format!("certificate: {what}"),
+        seen: format!("the old one: {handshakes} of {handshakes} handshakes"),
+        told: format!("once, after {}", ms(noticed)),
+        others: format!("{answered} of {answered} handshakes"),
+        well: format!("live after {}, told after {}", ms(served), ms(well)),
+    }
+    .keep();
+}
+
+#[test]
+fn a_disk_with_certificates_that_is_unmounted_fails_nobody() {
+    if !is_root_for("mounting a disk") {
+        return;
+    }
+    let world = World::new();
+    let folder = world.path("etc/le/live").join(HOST);
+    let disk = SmallDisk::at(folder.clone());
+    let site = Site::lay(&world, Laid::Files);
+    let (_backend, proxy) = start(&world, &site);
+    let old = site.first();
+    let (steady, suffering) = (Load::start(&world, &proxy, STEADY, 1), Load::start(&world, &proxy, HOST, 1));
+    let before = proxy.running.stderr().len();
+    let broken = Instant::now();
+    drop(disk);
+    wait_for("a word about it", SOON, || told(&proxy, before, "the previous one stays in service", "No such file"));
+    let noticed = broken.elapsed();
+    assert!(noticed < promised(REPAIR), "told after {noticed:?}");
+    suffering.goes_on(3);
+    assert_eq!(shown(&world, &proxy), old);
+    let disk = SmallDisk::at(folder);
+    let wanted = site.renew();
+    let (served, well) = recovers("unmounted", &world, &proxy, before, &site, &wanted);
+    let (answered, _) = steady.stop();
+    let (handshakes, _) = suffering.stop();
+    Row {
+        part: "7-certificates",
+        number: 90,
+        injected: "certificate: its disk is unmounted, and mounted again with a new pair",
+        seen: format!("the old one: {handshakes} of {handshakes} handshakes"),
+        told: format!("once, after {}", ms(noticed)),
+        others: format!("{answered} of {answered} handshakes"),
+        well: format!("live after {}, told after {}", ms(served), ms(well)),
+    }
+    .keep();
+    drop(proxy);
+    drop(disk);
 }
 
 fn at_start(fault: &Fault) {
@@ -266,7 +335,7 @@ fn at_start(fault: &Fault) {
     assert_eq!(reload.code, 0, "{what}: {}", reload.said());
     steady.goes_on(3);
     let wanted = (fault.repairs)(&site);
-    let well = recovers(what, &world, &proxy, 0, &site, &wanted);
+    let (_, well) = recovers(what, &world, &proxy, 0, &site, &wanted);
     proxy.curl(HOST).get("/").expect(200);
     steady.goes_on(3);
     let (answered, leaves) = steady.stop();

@@ -439,10 +439,11 @@ fn sixty_kib_of_cookies_pass_and_far_more_is_502_with_a_reason() {
 
 /// A folder for temporary files that a body does not fit into: a file system of its own, or, for those who may not
 /// mount, a folder that cannot be written to.
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn at(path: PathBuf) -> SmallDisk {
+    /// At this path.
+    pub fn at(path: PathBuf) -> SmallDisk {
         std::fs::create_dir_all(&path).unwrap();
         if rustix::process::geteuid().is_root() {
             let mut command = Command::new("mount");
@@ -455,7 +456,8 @@ impl SmallDisk {
         SmallDisk(path)
     }
 
-    fn used(&self) -> usize {
+    /// Files on it.
+    pub fn used(&self) -> usize {
         std::fs::read_dir(&self.0).unwrap().count()
     }
 }

@@ -12,7 +12,12 @@
 
 #[path = "../authority/mod.rs"]
 mod authority;
+#[allow(dead_code, reason = "tests/hostile uses the rest")]
+#[path = "../hostile/h2_client.rs"]
+mod h2_client;
 mod harness;
+#[path = "../hostile/tls_client.rs"]
+mod tls_client;
 
 mod access_rules;
 mod acme;
@@ -31,6 +36,7 @@ mod conformance;
 mod demo;
 mod dns_hook;
 mod echo;
+mod faults;
 mod files;
 mod fpm_load;
 mod health;
@@ -41,7 +47,9 @@ mod logs;
 mod machine_limits;
 mod neighbours;
 mod php;
+mod php_corpus;
 mod plain;
+mod privilege;
 mod rate_limits;
 mod reload;
 mod scenarios;

@@ -3,11 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Crowd, EchoServer, Manner, Proxy, World, doorward, finish, per_second, promised, wait_until};
-
-fn is_full() -> bool {
-    std::env::var_os("DOORWARD_FULL").is_some()
-}
+use crate::harness::{
+    Crowd, EchoServer, Manner, Proxy, World, doorward, finish, is_full, per_second, promised, wait_until,
+};
 
 /// The figure of the whole test, or that of a quick one.
 fn full_or<T>(full: T, quick: T) -> T {
@@ -43,12 +41,9 @@ fn sockets(world: &World, words: &[&str]) -> String {
     end.stdout
 }
 
-/// Proportional share of the process in memory: what it costs the machine.
-fn pss(proxy: &Proxy) -> u64 {
-    let path = format!("/proc/{}/smaps_rollup", proxy.running.pid().as_raw_nonzero());
-    let text = std::fs::read_to_string(path).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+/// Memory of the process that no file stands behind. What it shares of its program depends on how many run at the time.
+fn own_memory(proxy: &Proxy) -> u64 {
+    proxy.memory("RssAnon")
 }
 
 fn children(proxy: &Proxy) -> String {
@@ -99,7 +94,7 @@ fn sockets_outlast_a_hundred_reloads_and_only_those_of_a_removed_site_close() {
     assert_eq!(proxy.reload().code, 0);
     crowd.all_echo();
     std::thread::sleep(Duration::from_secs(2));
-    let (pid, before) = (proxy.running.pid(), pss(&proxy));
+    let (pid, before) = (proxy.running.pid(), own_memory(&proxy));
     let start = Instant::now();
     let mut refused = 0;
     for round in 0..reloads {
@@ -124,11 +119,11 @@ fn sockets_outlast_a_hundred_reloads_and_only_those_of_a_removed_site_close() {
     crowd.all_echo();
     // jemalloc gives back what is unused for a second.
     std::thread::sleep(Duration::from_secs(2));
-    let after = pss(&proxy);
+    let after = own_memory(&proxy);
     let (echoes, bytes) = crowd.echoed();
     println!(
         "{total} sockets, {reloads} reloads ({refused} refused) in {:.1} s: {} closed, {echoes} echoes with {bytes} bytes \
-         compared; Pss {} KiB before, {} KiB after ({:+.1} %)",
+         compared; {} KiB of memory before, {} KiB after ({:+.1} %)",
         took.as_secs_f64(),
         crowd.ended().len(),
         before / 1024,

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{BackEnd, Node, Proxy, SOON, Seen, Socket, Waiting, World, run_node, wait_for, wait_until};
+use crate::harness::{
+    BackEnd, Node, Proxy, SOON, Seen, Socket, Waiting, World, is_full, run_node, wait_for, wait_until,
+};
 
 /// How many sessions a crowd has, and how long it may take.
 fn scale() -> (usize, Duration) {
-    match std::env::var_os("DOORWARD_FULL") {
-        Some(_) => (2000, Duration::from_secs(600)),
-        None => (96, Duration::from_secs(60)),
-    }
+    if is_full() { (2000, Duration::from_secs(600)) } else { (96, Duration::from_secs(60)) }
 }
 
 fn node(world: &World, name: &str) -> Node {

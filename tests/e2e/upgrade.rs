@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::backend;
 use crate::harness::{
-    Asking, BackEnd, Load, Node, Proxy, Raw, SOON, Socket, Waiting, World, binary, is_running, wait_until,
+    Asking, BackEnd, Load, Node, Proxy, Raw, SOON, Socket, Waiting, World, binary, is_full, is_running, wait_until,
 };
 
 /// A program in the test's folder that is the binary under test, until it is replaced.
@@ -87,7 +87,7 @@ fn no_request_fails_while_one_process_after_another_takes_over() {
     let (_back_end, mut proxy) = start(&world, "");
     let first = proxy.pid();
     let loads = loads(&world, &proxy);
-    let rounds = if std::env::var_os("DOORWARD_FULL").is_some() { 20 } else { 3 };
+    let rounds = if is_full() { 20 } else { 3 };
     for _ in 0..rounds {
         go_on(&loads);
         let before = proxy.pid();

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::authority::Resource;
-use crate::harness::{Proxy, World, finish, wait_until};
+use crate::harness::{Proxy, World, finish, is_root_for, wait_until};
 
 use super::scene::{ORDERED, Scene, Visitors, entry, site};
 
@@ -145,8 +145,7 @@ fn a_storage_that_is_not_ours_alone_is_told_and_nothing_is_ordered() {
         set_mode(&storage, mode);
     };
     let mut wrongs = vec![(me, 0o777, "777")];
-    // Only root can give something away.
-    wrongs.extend(is_root().then_some((65_534, 0o700, "65534")));
+    wrongs.extend(is_root_for("a folder given away").then_some((65_534, 0o700, "65534")));
     for (owner, mode, said) in wrongs {
         change(owner, mode);
         let mut proxy = Proxy::start(&scene.world, &config(&scene, &storage));

@@ -334,7 +334,7 @@ pub fn closing() -> Vec<Case> {
 
 /// Sections 9 and 10.
 pub fn limits() -> Vec<Case> {
-    let full = std::env::var_os("DOORWARD_FULL").is_some();
+    let full = crate::harness::is_full();
     let largest: usize = if full { 16 << 20 } else { 1 << 20 };
     let mut cases = Vec::new();
     for (kind, first) in [("text", 0x81), ("binary", 0x82)] {

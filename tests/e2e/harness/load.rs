@@ -1,10 +1,10 @@
 //! Clients that never stop asking.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -42,6 +42,8 @@ pub struct Load {
 struct Seen {
     stop: AtomicBool,
     answered: AtomicUsize,
+    /// The longest that one waited for its answer, in microseconds; where one connection is kept.
+    slowest: AtomicU64,
     failures: Mutex<Vec<String>>,
     /// Each leaf that was shown, once, in the order of its first appearance.
     leaves: Mutex<Vec<CertificateDer<'static>>>,
@@ -93,6 +95,11 @@ impl Load {
         self.seen.answered.load(Ordering::Relaxed)
     }
 
+    /// The longest that a client of [`Asking::KeepAlive`] has waited for an answer.
+    pub fn slowest(&self) -> Duration {
+        Duration::from_micros(self.seen.slowest.load(Ordering::Relaxed))
+    }
+
     /// Ends it; a single failure is one of the test. Gives how many requests were answered, and the leaves that were
     /// shown.
     pub fn stop(mut self) -> (usize, Vec<CertificateDer<'static>>) {
@@ -137,11 +144,14 @@ fn keep_asking(config: &Arc<ClientConfig>, port: u16, host: &str, seen: &Seen) -
     let mut raw = Raw::with_config(Arc::clone(config), port, host).map_err(|error| format!("handshake: {error}"))?;
     let mut answered = 0;
     while !seen.stop.load(Ordering::Relaxed) {
+        let asked = Instant::now();
         raw.send(format!("GET / HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n"));
         let head = one_answer(&mut raw).map_err(|why| format!("after {answered} answers on the connection: {why}"))?;
         if status(&head) != 200 {
             return Err(format!("answered {head:?}"));
         }
+        let took = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);
+        seen.slowest.fetch_max(took, Ordering::Relaxed);
         seen.note(raw.leaf());
         answered += 1;
         if head.to_lowercase().contains("\r\nconnection: close\r\n") {

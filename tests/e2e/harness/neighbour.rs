@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process_group};
 use serde_json::Value;
 
 use super::process::{Running, finish_within};
@@ -30,7 +30,18 @@ impl Fpm {
     pub fn pool(world: &World, children: usize, global: &str) -> Fpm {
         let socket = world.path("fpm.sock");
         let address = format!("unix:{}", socket.display());
-        let fpm = Fpm::start(world, &socket.display().to_string(), address, children, global);
+        let fpm = Fpm::start(world, &socket.display().to_string(), address, children, (global, ""));
+        wait_until("PHP-FPM listens", SOON, || UnixStream::connect(&socket).is_ok());
+        fpm
+    }
+
+    /// On a unix socket, and as badly set up as people do it: it runs whatever file it is told to, and looks for one
+    /// further up the path where there is none.
+    pub fn careless(world: &World) -> Fpm {
+        let socket = world.path("fpm.sock");
+        let address = format!("unix:{}", socket.display());
+        let pool = "security.limit_extensions =\nphp_admin_value[cgi.fix_pathinfo] = 1";
+        let fpm = Fpm::start(world, &socket.display().to_string(), address, 4, ("", pool));
         wait_until("PHP-FPM listens", SOON, || UnixStream::connect(&socket).is_ok());
         fpm
     }
@@ -38,7 +49,7 @@ impl Fpm {
     /// On a TCP port.
     pub fn tcp(world: &World) -> Fpm {
         let address = format!("127.0.0.1:{}", free_port());
-        let fpm = Fpm::start(world, &address, address.clone(), 4, "");
+        let fpm = Fpm::start(world, &address, address.clone(), 4, ("", ""));
         wait_until("PHP-FPM listens", SOON, || std::net::TcpStream::connect(&address).is_ok());
         fpm
     }
@@ -57,6 +68,12 @@ impl Fpm {
         self.running.wait_exit(SOON);
     }
 
+    /// Ends it and all its workers as a crash of the machine's would.
+    pub fn kill(&mut self) {
+        kill_process_group(self.running.pid(), Signal::KILL).unwrap();
+        self.running.wait_exit(SOON);
+    }
+
     /// Starts it again, on a new socket.
     pub fn start_again(&mut self) {
         self.running = Fpm::run(&self.config);
@@ -70,7 +87,7 @@ impl Fpm {
         Running::start("php-fpm", &mut command)
     }
 
-    fn start(world: &World, listen: &str, address: String, children: usize, global: &str) -> Fpm {
+    fn start(world: &World, listen: &str, address: String, children: usize, (global, pool): (&str, &str)) -> Fpm {
         let account = |flag: &str| {
             let text = Command::new("id").arg(flag).output().unwrap().stdout;
             String::from_utf8(text).unwrap().trim().to_owned()
@@ -84,6 +101,7 @@ impl Fpm {
             .replace("{{listen}}", listen)
             .replace("{{children}}", &children.to_string())
             .replace("daemonize = no", &format!("daemonize = no\n{global}"))
+            .replace("pm = static", &format!("pm = static\n{pool}"))
             .replace("{{redis}}", &redis_socket(world).display().to_string())
             .replace("{{tmp}}", &world.path("tmp").display().to_string());
         let config = world.write("fpm.conf", text);

@@ -5,13 +5,6 @@ use std::time::{Duration, Instant};
 /// How long a step that normally takes milliseconds may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// What the house promises within `limit`. `DOORWARD_SLACK=3` allows three times as much: for a debug build on a machine
-/// that others keep busy, where the scheduler and not the house takes the time.
-pub fn promised(limit: Duration) -> Duration {
-    let slack = std::env::var("DOORWARD_SLACK").ok();
-    slack.map_or(limit, |slack| limit * slack.parse::<u32>().expect("DOORWARD_SLACK is a whole number"))
-}
-
 /// Waits until `condition` gives a value; fails the test with `what` when it has not within `limit`.
 pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;

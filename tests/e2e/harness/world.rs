@@ -3,13 +3,15 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tempfile::TempDir;
 
-use super::proxy::Proxy;
+use super::process::finish;
+use super::proxy::{Proxy, binary};
 
 /// A folder that goes with the test, and a certificate authority that only this test trusts.
 pub struct World {
@@ -121,6 +123,16 @@ impl World {
     /// Starts the proxy with the usual head and `sites`.
     pub fn proxy(&self, sites: &str) -> Proxy {
         Proxy::start(self, &format!("{}{sites}", self.head()))
+    }
+
+    /// A copy of the binary under test that every account may run who may enter this folder: cargo's may be closed.
+    pub fn binary(&self) -> PathBuf {
+        let copy = self.path("doorward");
+        // By a process of its own: what this one had open for writing, another test might start meanwhile.
+        let copied = finish("cp", Command::new("cp").arg(binary()).arg(&copy));
+        assert_eq!(copied.code, 0, "{}", copied.said());
+        std::fs::set_permissions(&copy, Permissions::from_mode(0o755)).unwrap();
+        copy
     }
 
     /// A copy of one of the folders under tests/neighbours.
