@@ -1,27 +1,7 @@
-//! No text makes the reader panic, its problems can be told, and what is shown of a configuration is one itself.
+//! See `properties/config.rs`.
 #![no_main]
 
-use std::path::Path;
+#[path = "../properties/mod.rs"]
+mod properties;
 
-use doorward::config::{self, Config, Problems};
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|text: &str| {
-    match parse(text) {
-        Ok(config) => {
-            let shown = config::show(&config);
-            let again = parse(&shown).unwrap_or_else(|problems| panic!("{problems}\n{shown}"));
-            // Not the configuration itself: secrets are not shown.
-            assert_eq!(config::show(&again), shown);
-        }
-        Err(problems) => {
-            assert!(!problems.0.is_empty());
-            assert!(!problems.to_string().is_empty());
-        }
-    }
-});
-
-fn parse(text: &str) -> Result<Config, Problems> {
-    let env = |name: &str| (name == "NAME").then(|| "value \"of\" the environment".to_owned());
-    config::parse(Path::new("/etc/doorward"), &[("proxy.toml", text)], &env)
-}
+libfuzzer_sys::fuzz_target!(|input: &[u8]| properties::config::check(input));

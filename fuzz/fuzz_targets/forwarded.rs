@@ -1,52 +1,7 @@
-//! Nobody but a trusted proxy has a say in who the client is, and what stands left of its word has none.
+//! See `properties/forwarded.rs`.
 #![no_main]
 
-use std::net::SocketAddr;
+#[path = "../properties/mod.rs"]
+mod properties;
 
-use doorward::base::network::Networks;
-use doorward::http::forwarded;
-use doorward::http::forwarded_field;
-use doorward::http::hop;
-use doorward::http::request::{Arrival, Scheme, Trust};
-use http::{HeaderMap, HeaderName, HeaderValue};
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|fields: Vec<(&[u8], &[u8])>| {
-    let mut headers = HeaderMap::new();
-    for (name, value) in fields.into_iter().take(50) {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-            headers.append(name, value);
-        }
-    }
-    let arrival = |peer: &str| {
-        let peer: SocketAddr = peer.parse().expect("an address");
-        Arrival { peer, local: peer, scheme: Scheme::Http, unnamed: false }
-    };
-    for field in ["x-forwarded-for", "forwarded", "cf-connecting-ip", "x-real-ip"] {
-        let networks = |text: &str| Networks(vec![text.parse().expect("a network")]);
-        let header = HeaderName::from_static(field);
-        let trust = Trust { proxies: networks("10.0.0.0/8"), header, cloudflare: networks("10.1.0.0/16") };
-
-        let stranger = forwarded::client(arrival("192.0.2.1:80"), &headers, &trust);
-        assert_eq!(stranger.address, stranger.arrival.peer.ip());
-        assert!(!stranger.trusted);
-        for websocket in [false, true] {
-            let cleaned = hop::clean(headers.clone(), &stranger, &trust, websocket);
-            for name in cleaned.keys().map(HeaderName::as_str) {
-                assert!(!["connection", "transfer-encoding", "upgrade", "proxy", "x-real-ip", field].contains(&name));
-                assert!(!name.starts_with("x-forwarded") && !name.starts_with("cf-") && !name.contains('_'));
-            }
-        }
-
-        let known = forwarded::client(arrival("10.0.0.1:80"), &headers, &trust);
-        hop::clean(headers.clone(), &known, &trust, false);
-        let mut appended = headers.clone();
-        appended.append("x-forwarded-for", HeaderValue::from_static("192.0.2.9"));
-        appended.append("forwarded", HeaderValue::from_static("for=192.0.2.9"));
-        if field != "x-real-ip" {
-            let named = forwarded::client(arrival("10.0.0.1:80"), &appended, &trust);
-            assert_eq!(named.address.to_string(), "192.0.2.9");
-        }
-    }
-    forwarded_field::hops(&headers);
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| properties::forwarded::check(input));

@@ -1,17 +1,7 @@
-//! A host that is taken can stand in a URL, a log line and a Host field, and reads back as itself.
+//! See `properties/host.rs`.
 #![no_main]
 
-use doorward::base::host::{Authority, Host, HostPattern};
-use libfuzzer_sys::fuzz_target;
+#[path = "../properties/mod.rs"]
+mod properties;
 
-fuzz_target!(|text: &str| {
-    if let Ok(host) = Host::parse(text) {
-        assert_eq!(Host::parse(host.as_str()).as_ref(), Ok(&host));
-        assert!(host.as_str().bytes().all(|b| b.is_ascii_graphic() && !b"/@?#\\\"".contains(&b)));
-    }
-    if let Ok(authority) = Authority::parse(text) {
-        assert_eq!(Authority::parse(&authority.to_string()).as_ref(), Ok(&authority));
-        assert_ne!(authority.port, Some(0));
-    }
-    let _ = HostPattern::parse(text);
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| properties::host::check(input));

@@ -1,32 +1,7 @@
-//! A path that is taken has one reading: it is canonical, it stays below the root, and so do its rewritten forms.
+//! See `properties/path.rs`.
 #![no_main]
 
-use doorward::base::pattern::PathPattern;
-use doorward::http::path::CanonicalPath;
-use libfuzzer_sys::fuzz_target;
+#[path = "../properties/mod.rs"]
+mod properties;
 
-fuzz_target!(|input: (&str, &str, &str)| {
-    let (raw, prefix, pattern) = input;
-    let Ok(path) = CanonicalPath::parse(raw) else { return };
-    check(&path);
-    if prefix.starts_with('/')
-        && let Some(rewritten) = path.replace_prefix(prefix, pattern)
-    {
-        check(&rewritten);
-    }
-    if let Ok(pattern) = PathPattern::parse(pattern)
-        && let Some(rest) = pattern.rest(path.decoded())
-    {
-        assert!(path.decoded().ends_with(rest), "the rest is the end of the path");
-    }
-});
-
-fn check(path: &CanonicalPath) {
-    let again = CanonicalPath::parse(path.encoded()).expect("a canonical path is a path");
-    assert_eq!(&again, path, "a canonical path is its own canonical form");
-    assert!(path.decoded().starts_with(b"/"));
-    assert!(path.encoded().bytes().all(|b| b.is_ascii_graphic() && b != b'\\' && b != b'?' && b != b'#'));
-    assert!(!path.encoded().starts_with("//"), "\"//x\" is read as a host");
-    assert!(path.decoded().split(|b| *b == b'/').all(|segment| segment != b".." && segment != b"."));
-    assert!(!path.decoded().iter().any(|b| *b < b' ' || *b == 0x7f || *b == b'\\'));
-}
+libfuzzer_sys::fuzz_target!(|input: &[u8]| properties::path::check(input));

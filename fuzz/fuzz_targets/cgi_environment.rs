@@ -1,0 +1,7 @@
+//! See `properties/cgi_environment.rs`.
+#![no_main]
+
+#[path = "../properties/mod.rs"]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| properties::cgi_environment::check(input));
