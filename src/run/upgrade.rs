@@ -267,7 +267,8 @@ mod tests {
     async fn a_program_that_says_something_else_is_not_taken_for_a_new_process() {
         for script in ["echo hello >&0; exec sleep 100", "exec <&-; exec sleep 100"] {
             let failed = run(script, SOON).await.unwrap_err();
-            assert!(matches!(failed, Failed::Nonsense(_)), "{script}: {failed}");
+            // One that closes its end early may do so before it is given anything.
+            assert!(matches!(failed, Failed::Nonsense(_) | Failed::Channel(_)), "{script}: {failed}");
         }
     }
 
