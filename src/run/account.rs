@@ -110,8 +110,8 @@ impl Account {
         (self.uid.as_raw(), self.gid.as_raw())
     }
 
-    /// The whole process becomes it, for ever: see also [`forgo_all_but_low_ports`]. Of root's rights the calling thread, and those that it will start, keep
-    /// one: ports below 1024, which a reload may name. Other threads keep none.
+    /// The whole process becomes it, for ever: see also [`forgo_all_but_low_ports`]. Of root's rights the calling thread,
+    /// and those that it will start, keep one: ports below 1024, which a reload may name. Other threads keep none.
     ///
     /// # Errors
     /// The system refuses: the process may be half of both, and has to end.
