@@ -26,6 +26,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+#[path = "../tests/hostile/anyone.rs"]
+mod anyone;
 #[path = "../tests/hostile/attack.rs"]
 mod attack;
 #[path = "../tests/hostile/attack_h2.rs"]

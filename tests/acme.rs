@@ -7,6 +7,8 @@
     reason = "a test that meets the unexpected has to fail"
 )]
 
+#[path = "hostile/anyone.rs"]
+mod anyone;
 mod authority;
 
 #[path = "acme/house.rs"]

@@ -8,6 +8,8 @@
     reason = "a test ends where a step fails, and says what it measured"
 )]
 
+#[path = "hostile/anyone.rs"]
+mod anyone;
 #[path = "hostile/attack.rs"]
 mod attack;
 #[path = "hostile/attack_h2.rs"]

@@ -36,6 +36,8 @@ use crate::report::Verdicts;
 use crate::sample::{Sample, descriptors};
 use crate::wire::Field;
 
+#[path = "../../tests/hostile/anyone.rs"]
+mod anyone;
 #[path = "../../tests/hostile/attack.rs"]
 mod attack;
 #[path = "../../tests/hostile/attack_h2.rs"]

@@ -10,6 +10,8 @@
     reason = "a test that meets the unexpected has to fail"
 )]
 
+#[path = "../hostile/anyone.rs"]
+mod anyone;
 #[path = "../authority/mod.rs"]
 mod authority;
 #[allow(dead_code, reason = "tests/hostile uses the rest")]

@@ -254,27 +254,6 @@ floods! {
     };
 }
 
-/// Holds many answers back: asks `streams` times for a big answer and grants no window, for as long as it may.
-pub fn zero_window(target: Target, bounds: Bounds, streams: u32) -> Ending {
-    flood(target, bounds, |wire| {
-        if wire.opened == 0 {
-            wire.add(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
-        }
-        if wire.opened < streams {
-            wire.get("/endless");
-        }
-    })
-}
-
-/// Holds many requests open: the heads of `streams` requests with content that never comes.
-pub fn held_requests(target: Target, bounds: Bounds, streams: u32) -> Ending {
-    flood(target, bounds, |wire| {
-        if wire.opened < streams {
-            wire.post("/x");
-        }
-    })
-}
-
 /// Runs a flood: `make` adds the next few frames, or none when it waits for something.
 pub fn flood(target: Target, bounds: Bounds, mut make: impl FnMut(&mut Wire)) -> Ending {
     let begun = Instant::now();
