@@ -26,7 +26,7 @@ use crate::run::listeners::{self, Inherited};
 use crate::run::logs::{self, Logs};
 use crate::run::open_files;
 use crate::run::password_files;
-use crate::run::prepare::{Shared, is_out_of_reach, prepare};
+use crate::run::prepare::{Shared, prepare};
 use crate::run::privilege::Standing;
 pub use crate::run::refused::Refused;
 use crate::run::source::Source;
@@ -98,7 +98,7 @@ impl House {
         let mut ready =
             prepare(&config, shared, 1, &HashMap::new(), inherited, &mut standing).inspect_err(|_| standing.tell())?;
         // The process before this one may have read it as root, and serves it still.
-        if let Some(at) = ready.problems.iter().position(|problem| !first && is_out_of_reach(problem)) {
+        if let Some(at) = ready.problems.iter().position(|problem| !first && !problem.awaited && problem.is_denied()) {
             return Err(Refused::Certificate(Box::new(ready.problems.swap_remove(at))));
         }
         logs.change(config.log.level, target)?;

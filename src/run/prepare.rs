@@ -1,6 +1,7 @@
 //! From a file that has been read to everything that it needs, before anything of it is in force.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 
 use crate::acme::plan::Planned;
@@ -15,8 +16,9 @@ use crate::run::automatic::{self, LocalFault};
 use crate::run::listeners::{self, Bound, Inherited};
 use crate::run::privilege::Standing;
 use crate::run::refused::Refused;
+use crate::tls::pair::CertificateFiles;
 use crate::tls::policy;
-use crate::tls::store::{CertStore, CertificateProblem, Prepared, Serving};
+use crate::tls::store::{CertStore, CertificateProblem, Prepared};
 use crate::tls::tickets::Tickets;
 use crate::upstream::http::BackEndRegister;
 
@@ -39,8 +41,8 @@ pub(super) struct Shared<'a> {
     pub(super) access: &'a AccessLog,
 }
 
-/// Ports are bound and certificates read with the rights of the start; everything behind that is done with those that
-/// `standing` leaves.
+/// With the rights of the start ports are bound, and `client_ca` is read, and pairs that the account may not
+/// read and could not have put there; everything else is done with those that `standing` leaves.
 pub(super) fn prepare(
     config: &Config,
     shared: Shared<'_>,
@@ -53,7 +55,16 @@ pub(super) fn prepare(
     // What it has written itself counts only for whoever owns it.
     let wanted = standing.as_account(|| automatic::wanted(config))??;
     let local = standing.as_account(|| automatic::make_local(config))?;
-    let (certificates, problems) = shared.certificates.prepare(wanted.stored);
+    let (mut certificates, mut problems) = standing.as_account(|| shared.certificates.prepare(wanted.stored))?;
+    if standing.is_ahead() && problems.iter().any(CertificateProblem::is_denied) {
+        // Elsewhere the account could have put a link to anything.
+        let is_meant = |files: &CertificateFiles| {
+            [&files.cert, &files.key].into_iter().all(|file| {
+                standing.as_account(|| File::open(file).is_ok()).unwrap_or(false) || standing.is_roots_to_read(file)
+            })
+        };
+        problems = shared.certificates.read_denied(&mut certificates, is_meant);
+    }
     let tls = policy::server_config(&automatic::policy(config), shared.certificates.clone(), shared.tickets)?;
     standing.drop_rights(config)?;
     let generation = Generation::new(generation);
@@ -67,14 +78,4 @@ pub(super) fn prepare(
     };
     let snapshot = Snapshot::build(config, surroundings)?;
     Ok(Ready { snapshot, certificates, automatic: wanted.automatic, problems, local, bound })
-}
-
-/// Whether nothing is served for want of the right to read a pair.
-pub(super) fn is_out_of_reach(problem: &CertificateProblem) -> bool {
-    let first: &(dyn std::error::Error + 'static) = problem.error.as_ref();
-    let mut causes = std::iter::successors(Some(first), |error| error.source());
-    let is_denied = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
-    !problem.awaited
-        && problem.serving == Serving::Nothing
-        && causes.any(|error| error.downcast_ref::<std::io::Error>().is_some_and(is_denied))
 }

@@ -16,6 +16,9 @@ use crate::run::confine::{self, Bound, Places};
 use crate::run::source::Source;
 use crate::tls::local_ca;
 
+/// Of a folder: what is in it is replaced only by who owns that, or the folder.
+const STICKY: u32 = 0o1000;
+
 /// Before the first thread is started, and whoever this is: nothing that is run gets more rights than this process has,
 /// and nobody of the same account reads its memory, alive (ptrace(2), /proc) or dead (core(5)): keys are in it.
 ///
@@ -97,6 +100,28 @@ impl Standing {
             Some(account) => account.run(task),
             None => Ok(task()),
         }
+    }
+
+    /// Whether the account can have put nothing else at `path`, and so root may read there for it: on the way nothing is the
+    /// account's, and no folder can be changed by more than its owner. Told where not. False where this process has that
+    /// account's rights.
+    pub fn is_roots_to_read(&mut self, path: &Path) -> bool {
+        let Some(account) = self.account.as_ref().filter(|_| self.ahead) else { return false };
+        let own = account.ids().0;
+        let is_kept = |step: &Step| step.owner != own && (!step.is_shared || (step.is_sticky && !step.is_last));
+        let way = way_to(path);
+        let out_of_hands = way.as_ref().is_some_and(|way| way.iter().all(is_kept));
+        if !out_of_hands {
+            let first = way.iter().flatten().find(|step| !is_kept(step));
+            let what = first.map_or_else(|| path.display().to_string(), |step| step.path.display().to_string());
+            let name = &account.user().name;
+            self.warn(format!(
+                "{} is not read as root for {name}: {name} or others may change {what}; let {name} read it, or chown \
+                 root {what} and chmod go-w {what}",
+                path.display()
+            ));
+        }
+        out_of_hands
     }
 
     /// Its control socket.
@@ -280,18 +305,58 @@ pub fn look<T: Send>(config: &Config, task: impl FnOnce() -> T + Send) -> Result
     account.run(|| (task(), denied(&own, &account.user().name)))
 }
 
-/// Whether nobody but root can have put something at `path`: all folders above are root's alone, or, as /tmp, let only
+/// A folder or a link that decides what is at a path.
+struct Step {
+    path: PathBuf,
+    owner: u32,
+    /// A folder in which others than its owner may make files.
+    is_shared: bool,
+    /// In which, of a folder, everybody replaces only what is their own.
+    is_sticky: bool,
+    /// The folder that the last name is looked up in.
+    is_last: bool,
+}
+
+/// The way to `path`, absolute, as path_resolution(7) has it, up to what is not there. `None`: it cannot be told.
+fn way_to(path: &Path) -> Option<Vec<Step>> {
+    // "40 … ELOOP".
+    const LINKS: usize = 40;
+    let names = |path: &Path| path.components().rev().map(|name| name.as_os_str().to_owned()).collect::<Vec<_>>();
+    let (mut at, mut ahead) = (PathBuf::new(), names(path));
+    let (mut way, mut links) = (Vec::new(), 0);
+    while let Some(name) = ahead.pop() {
+        if name == ".." {
+            at.pop();
+            continue;
+        }
+        let next = at.join(&name);
+        let meta = match std::fs::symlink_metadata(&next) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(_) => return None,
+        };
+        let mode = meta.mode();
+        let (is_shared, is_sticky) = (meta.is_dir() && mode & 0o022 != 0, mode & STICKY != 0);
+        let step = Step { path: next.clone(), owner: meta.uid(), is_shared, is_sticky, is_last: false };
+        if meta.is_symlink() {
+            links += 1;
+            ahead.extend(names(&std::fs::read_link(&next).ok().filter(|_| links <= LINKS)?));
+            way.push(step);
+        } else {
+            at = next;
+            way.extend(meta.is_dir().then_some(step));
+        }
+    }
+    let last = way.iter_mut().rev().find(|step| at.starts_with(&step.path))?;
+    last.is_last = true;
+    Some(way)
+}
+
+/// Whether nobody but root can have put something at `path`: all folders on the way are root's alone, or, as /tmp, let only
 /// the owner of a thing change it; and so are the links among them, and the folders that these lie in.
 fn is_roots(path: &Path) -> bool {
-    const STICKY: u32 = 0o1000;
-    let Some(parent) = path.ancestors().skip(1).find_map(|parent| std::fs::canonicalize(parent).ok()) else {
-        return false;
-    };
-    let is_roots_alone = |folder: &Path| match std::fs::symlink_metadata(folder) {
-        Ok(meta) => meta.uid() == 0 && (meta.is_symlink() || meta.mode() & 0o022 == 0 || meta.mode() & STICKY != 0),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    parent.ancestors().chain(path.ancestors().skip(1)).all(is_roots_alone)
+    let is_roots = |step: &Step| step.owner == 0 && (!step.is_shared || step.is_sticky);
+    path.parent().and_then(way_to).is_some_and(|way| way.iter().all(is_roots))
 }
 
 fn needs_of(config: &Config) -> Vec<Need> {

@@ -210,10 +210,16 @@ pub enum PairError {
         /// When it begins.
         until: SystemTime,
     },
-    /// The leaf names none of the site's hosts, or none of those that the one in service names.
+    /// The leaf names none of the site's hosts.
     #[error("the certificate is for other names: {host} is not among them")]
     OtherNames {
         /// A host of the site that it should name.
+        host: String,
+    },
+    /// Neither the chain's nor the key's fault: the pair in service is for more of the site.
+    #[error("the certificate is not for {host}, as the one in service is")]
+    LostName {
+        /// A host of the site that would be without a certificate.
         host: String,
     },
 }
@@ -221,8 +227,8 @@ pub enum PairError {
 impl PairError {
     /// Whether the message says which file is meant.
     pub fn names_a_file(&self) -> bool {
-        use PairError::{Disordered, Expired, NotYetValid, OtherNames};
-        !matches!(self, Disordered { .. } | Expired { .. } | NotYetValid { .. } | OtherNames { .. })
+        use PairError::{Disordered, Expired, LostName, NotYetValid, OtherNames};
+        !matches!(self, Disordered { .. } | Expired { .. } | NotYetValid { .. } | OtherNames { .. } | LostName { .. })
     }
 }
 

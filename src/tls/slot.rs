@@ -76,6 +76,8 @@ impl Slot {
         // What was lent may suit another by now.
         let previous = previous.filter(|previous| !(self.awaited && previous.lent));
         self.pair = previous.and_then(|previous| previous.pair.clone());
+        // What was served from other files is nothing that new ones are held to.
+        self.lent = previous.is_some_and(|previous| previous.lent || previous.files != self.files);
     }
 
     /// The hosts for which another certificate would be better, until the awaited one is there.
@@ -221,7 +223,7 @@ impl Slot {
         }
         let keep = |error| (Some(Arc::clone(old)), Some((error, Serving::Previous)));
         if self.is_fit(old, now).is_ok() {
-            return match fit.and_then(|()| if self.lent { Ok(()) } else { self.keeps_a_name(old, &new) }) {
+            return match fit.and_then(|()| if self.lent { Ok(()) } else { self.keeps_names(old, &new) }) {
                 Ok(()) => (Some(Arc::new(new)), None),
                 Err(error) => keep(error),
             };
@@ -246,9 +248,14 @@ impl Slot {
         }
     }
 
-    /// A certificate that lost one of several names may be meant; one that lost them all is another site's.
-    fn keeps_a_name(&self, old: &Pair, new: &Pair) -> Result<(), PairError> {
-        names_one_of(self.hosts.iter().filter(|host| old.is_for(host)), new)
+    /// A pair that names less of the site than the one in service would turn visitors away. Who means it takes the host out
+    /// of the site.
+    fn keeps_names(&self, old: &Pair, new: &Pair) -> Result<(), PairError> {
+        let is_lost = |host: &&HostPattern| {
+            (old.is_for(host) && !new.is_for(host)) || (old.covers_all_of(host) && !new.covers_all_of(host))
+        };
+        let lost = self.hosts.iter().find(is_lost);
+        lost.map_or(Ok(()), |host| Err(PairError::LostName { host: host.to_string() }))
     }
 }
 

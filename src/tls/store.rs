@@ -117,6 +117,21 @@ impl CertStore {
         (Prepared(table), problems)
     }
 
+    /// Reads once more those files of a prepared table that are out of reach and that `is_meant`: for one who has more
+    /// rights than whoever prepared it. Blocks on the disk.
+    pub fn read_denied(
+        &self,
+        prepared: &mut Prepared,
+        mut is_meant: impl FnMut(&CertificateFiles) -> bool,
+    ) -> Vec<CertificateProblem> {
+        let Prepared(table) = prepared;
+        let is_denied = |slot: &Slot| slot.problem().is_some_and(|problem| problem.is_denied());
+        for slot in table.slots.iter_mut().filter(|slot| is_denied(slot) && is_meant(&slot.files)) {
+            slot.read(self.keys.as_ref(), SystemTime::now());
+        }
+        table.problems()
+    }
+
     /// Puts a prepared table in force for every handshake from now on. Cannot fail, touches no connection.
     pub fn commit(&self, prepared: Prepared) {
         let next = Arc::new(prepared.0);
@@ -204,6 +219,17 @@ impl CertStore {
 impl fmt::Debug for CertStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CertStore").field("table", &self.table.load()).finish_non_exhaustive()
+    }
+}
+
+impl CertificateProblem {
+    /// Whether nothing is served for want of the right to read the files.
+    pub fn is_denied(&self) -> bool {
+        let first: &(dyn std::error::Error + 'static) = self.error.as_ref();
+        let mut causes = std::iter::successors(Some(first), |error| error.source());
+        let is_denial = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+        self.serving == Serving::Nothing
+            && causes.any(|error| error.downcast_ref::<std::io::Error>().is_some_and(is_denial))
     }
 }
 
@@ -690,6 +716,47 @@ mod tests {
             store.refresh();
             assert!(!store.is_troubled());
         }
+    }
+
+    #[test]
+    fn a_certificate_that_has_lost_a_name_of_the_site_does_not_replace_the_whole_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = Issued::for_names(&["a.example", "www.a.example"]);
+        let (part, more) =
+            (Issued::for_names(&["www.a.example"]), Issued::for_names(&["*.a.example", "a.example", "b.example"]));
+        let files = whole.write(folder.path(), "a");
+        let store = store();
+        store.apply(vec![site("a", &["a.example", "www.a.example", "never.example"], files.clone())]);
+        let served = |store: &CertStore| given(store, Some("a.example"), &[&whole, &part, &more]);
+        for (issued, expected) in [(&part, 0), (&more, 2), (&part, 2), (&whole, 0)] {
+            issued.write(folder.path(), "a");
+            store.refresh();
+            assert_eq!(served(&store), Some(expected));
+            assert_eq!(store.is_troubled(), std::ptr::eq(issued, &part));
+        }
+        part.write(folder.path(), "a");
+        store.refresh();
+        let told = store.certificates()[0].problem.as_ref().unwrap().to_string();
+        assert!(told.contains("not for a.example, as the one in service is; the previous certificate stays"), "{told}");
+        // Who takes the host out of the site means it.
+        assert!(store.apply(vec![site("a", &["www.a.example"], files)]).is_empty());
+        assert_eq!(given(&store, Some("www.a.example"), &[&whole, &part, &more]), Some(1));
+    }
+
+    #[test]
+    fn a_pattern_may_lose_names_too_and_other_files_are_held_to_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store();
+        let (all, one) = (Issued::for_names(&["b.example", "*.b.example"]), Issued::for_names(&["www.b.example"]));
+        let files_of_b = all.write(folder.path(), "b");
+        store.apply(vec![site("b", &[".b.example"], files_of_b)]);
+        one.write(folder.path(), "b");
+        store.refresh();
+        assert_eq!(given(&store, Some("www.b.example"), &[&all, &one]), Some(0));
+        // Other files are held to nothing that was served before them.
+        let other = one.write(folder.path(), "c");
+        assert!(store.apply(vec![site("b", &[".b.example"], other)]).is_empty());
+        assert_eq!(given(&store, Some("www.b.example"), &[&all, &one]), Some(1));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::backend;
 use crate::harness::{
-    BackEnd, Finished, Fpm, Proxy, SOON, Socket, World, doorward, finish, is_root_for, not_run, wait_until,
+    BackEnd, Finished, Fpm, Proxy, Raw, SOON, Socket, World, doorward, finish, is_root_for, not_run, wait_until,
 };
 
 /// An account that every machine has, and that nothing belongs to.
@@ -230,6 +230,32 @@ fn what_the_account_may_not_do_is_told_at_the_start_and_by_check() {
 }
 
 #[test]
+fn root_reads_no_key_that_the_account_could_have_linked_to() {
+    if !is_root_for("becoming another account") {
+        return;
+    }
+    let world = open_world();
+    std::fs::set_permissions(world.path("site.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let folder = world.path("own");
+    std::fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink(world.path("site.key"), folder.join("site.key")).unwrap();
+    let toml = format!("{}{}", head(&world, ""), backend::site("http://127.0.0.1:1", ""));
+    let toml = toml.replace(world.path("site.key").to_str().unwrap(), folder.join("site.key").to_str().unwrap());
+    assert!(toml.contains("own/site.key"), "{toml}");
+    // A folder of root's, as certbot's live/ is.
+    let proxy = start(&world, &toml);
+    let shaken = |proxy: &Proxy| Raw::try_tls(&world, proxy.https(), "app.test", &[]).is_ok();
+    assert!(shaken(&proxy));
+    drop(proxy);
+    chown(&folder, Some(ids(ACCOUNT).0), None).unwrap();
+    let mut proxy = start(&world, &toml);
+    proxy
+        .running
+        .wait_line("the pair", |line| line.contains("own/site.key") && line.contains("handshakes are refused"));
+    assert!(!shaken(&proxy));
+}
+
+#[test]
 fn a_log_that_the_account_cannot_open_ends_the_start() {
     if !is_root_for("becoming another account") {
         return;
@@ -427,6 +453,6 @@ fn no_path_of_the_public_listeners_leads_to_the_process() {
         assert!(back_end.last().line().starts_with(&format!("GET {path} ")), "{path} did not reach the back end");
     }
     // Nor does the control socket's language.
-    let mut raw = crate::harness::Raw::plain(proxy.http());
+    let mut raw = Raw::plain(proxy.http());
     assert_eq!(raw.send("reload\n\n").head().0, 400);
 }
