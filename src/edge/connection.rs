@@ -35,7 +35,7 @@ use crate::edge::worker::Worker;
 use crate::http::frames::{FrameCounter, MOST_CONTROL_FRAMES, MOST_OF_A_PROXY, TooManyFrames};
 use crate::http::guard::Guard;
 use crate::http::request::{Arrival, ClientRequest, Scheme};
-use crate::tls::accept::{self, Alpn, Handshake};
+use crate::tls::accept::{self, Alpn, Handshake, Step};
 
 /// How long a connection has to be idle before it is closed without having been told to go. A client that has sent its
 /// next request by then gets its answer; closed at once, it would get a reset.
@@ -228,8 +228,11 @@ async fn shake(worker: &Worker, snapshot: &Snapshot, stream: TcpStream, peer: So
     let is_proxy = snapshot.trust.proxies.contains(peer.ip());
     // Closed without a word: any answer would take the handshake.
     let handshaking = process.admission.handshakes.begin(peer.ip(), is_proxy)?;
-    let on_hello = || handshaking.hello();
-    let handshake = accept::accept(stream, tls, &process.challenges, &worker.turns, deadline, on_hello);
+    let tell = |step| match step {
+        Step::Hello => handshaking.hello(),
+        Step::Answered => handshaking.answered(),
+    };
+    let handshake = accept::accept(stream, tls, &process.challenges, &worker.turns, deadline, tell);
     let ended = tokio::select! { ended = handshake => ended, () = handshaking.displaced() => return None };
     match ended {
         Ok(Handshake::Client(secured)) => Some(secured),

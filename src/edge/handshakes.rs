@@ -1,12 +1,14 @@
 //! How many TLS handshakes may be under way, in all and of one address. A client that says nothing costs a descriptor
-//! and a task until `timeouts.header` is over: where places run out, who has been silent for longest gives way. Silence
-//! would else be the cheapest way to keep everybody out.
+//! and a task until `timeouts.header` is over: where places run out, who has been silent for longest gives way, or who
+//! does not take up our answer. Silence, and the first half of another's handshake, would else be the cheapest ways
+//! to keep everybody out.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +17,9 @@ use crate::edge::told::Told;
 
 /// Handshakes that every address may have under way, however few there may be in all: a browser opens six at once.
 const LEAST_SHARE: usize = 16;
+
+/// For so long a client that has our answer need not give way: several round trips of a poor line.
+const ROUND_TRIPS: Duration = Duration::from_secs(2);
 
 /// The handshakes that are under way.
 #[derive(Debug)]
@@ -28,8 +33,8 @@ struct Crowd {
     under_way: usize,
     /// Only of those who are at it.
     addresses: HashMap<IpAddr, Here>,
-    /// Who has not said hello yet, in the order in which they came.
-    silent: BTreeMap<u64, Silent>,
+    /// Those whose turn it is, the first to give way first.
+    waited_for: BTreeMap<Place, WaitedFor>,
     last: u64,
     over: Counted,
     over_share: Counted,
@@ -40,12 +45,24 @@ struct Crowd {
 #[derive(Debug, Default)]
 struct Here {
     under_way: usize,
-    silent: BTreeSet<u64>,
+    waited_for: BTreeSet<Place>,
+}
+
+/// Who is waited for, and the number of those who came.
+type Place = (Stage, u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// It has not said hello.
+    Silent,
+    /// It has our half of the handshake.
+    Answered,
 }
 
 #[derive(Debug)]
-struct Silent {
+struct WaitedFor {
     address: Option<IpAddr>,
+    since: Instant,
     displaced: CancellationToken,
 }
 
@@ -66,37 +83,39 @@ impl Handshakes {
         self.most.store(most, Relaxed);
     }
 
-    /// A client begins; it is at it until what this gives is dropped. `None`: it is one too many, and nobody is silent.
+    /// A client begins; it is at it until what this gives is dropped. `None`: it is one too many, and nobody gives way.
     /// `is_proxy`: it is a trusted proxy, whose connections are those of many.
     pub fn begin(&self, client: IpAddr, is_proxy: bool) -> Option<Handshaking<'_>> {
+        self.begin_at(client, is_proxy, Instant::now())
+    }
+
+    fn begin_at(&self, client: IpAddr, is_proxy: bool, now: Instant) -> Option<Handshaking<'_>> {
         let most = self.most.load(Relaxed);
         let address = (!is_proxy).then(|| client_key(client));
         let mut crowd = locked(&self.crowd);
         let here = address.and_then(|address| crowd.addresses.get(&address));
         if let Some(here) = here.filter(|here| here.under_way >= share(most)) {
             // One address cannot displace the others.
-            let oldest = here.silent.first().copied();
-            if !crowd.displace(oldest) {
+            let first = crowd.first_of(|from| here.waited_for.range(from..).next().copied(), now);
+            if !crowd.displace(first) {
                 crowd.over_share.count += 1;
                 return None;
             }
         } else if crowd.under_way >= most {
-            let oldest = crowd.silent.first_key_value().map(|(number, _)| *number);
-            if !crowd.displace(oldest) {
+            let first = crowd.first_of(|from| crowd.waited_for.range(from..).next().map(|(place, _)| *place), now);
+            if !crowd.displace(first) {
                 crowd.over.count += 1;
                 return None;
             }
         }
         crowd.last += 1;
         crowd.under_way += 1;
-        let (number, displaced) = (crowd.last, CancellationToken::new());
+        let (place, displaced) = ((Stage::Silent, crowd.last), CancellationToken::new());
         if let Some(address) = address {
-            let here = crowd.addresses.entry(address).or_default();
-            here.under_way += 1;
-            here.silent.insert(number);
+            crowd.addresses.entry(address).or_default().under_way += 1;
         }
-        crowd.silent.insert(number, Silent { address, displaced: displaced.clone() });
-        Some(Handshaking { all: self, number, address, displaced })
+        crowd.wait_for(place, WaitedFor { address, since: now, displaced: displaced.clone() });
+        Some(Handshaking { all: self, place: Cell::new(place), address, displaced })
     }
 
     /// What was closed since the start.
@@ -105,7 +124,7 @@ impl Handshakes {
         [
             ("clients closed by server.max_handshakes", crowd.over.count),
             ("clients closed by an address's share of server.max_handshakes", crowd.over_share.count),
-            ("silent clients that gave way by server.max_handshakes", crowd.displaced.count),
+            ("clients that kept us waiting and gave way by server.max_handshakes", crowd.displaced.count),
         ]
     }
 
@@ -122,27 +141,55 @@ impl Handshakes {
             format!("closed {count} connections: {share} handshakes of their address were under way, half of server.max_handshakes")
         });
         let displaced = crowd.displaced.fresh(now).map(|count| {
-            format!("closed {count} connections that had said nothing: others needed their places, server.max_handshakes is {most}, {share} for one address")
+            format!("closed {count} connections that kept us waiting: others needed their places, server.max_handshakes is {most}, {share} for one address")
         });
         over.into_iter().chain(over_share).chain(displaced).collect()
     }
 }
 
 impl Crowd {
-    /// Ends a handshake that has said nothing. It counts no more, however long its task takes to notice.
-    fn displace(&mut self, number: Option<u64>) -> bool {
-        let Some((number, silent)) = number.and_then(|number| self.silent.remove_entry(&number)) else { return false };
-        silent.displaced.cancel();
+    /// Who gives way: who has been silent for longest, but where that is not long, sooner who does not take up our answer.
+    /// `from`: the first place that is not before one.
+    fn first_of(&self, from: impl Fn(Place) -> Option<Place>, now: Instant) -> Option<Place> {
+        let silent = from((Stage::Silent, 0)).filter(|(stage, _)| *stage == Stage::Silent);
+        let answered = from((Stage::Answered, 0));
+        let is_long = |place: &Place| {
+            let since = self.waited_for.get(place).map(|waited_for| waited_for.since);
+            since.is_some_and(|since| now.saturating_duration_since(since) >= ROUND_TRIPS)
+        };
+        silent.filter(is_long).or(answered.filter(is_long)).or(silent)
+    }
+
+    /// Ends a handshake whose client keeps us waiting. It counts no more, however long its task takes to notice.
+    fn displace(&mut self, place: Option<Place>) -> bool {
+        let Some((place, waited_for)) = place.and_then(|place| self.waited_for.remove_entry(&place)) else {
+            return false;
+        };
+        waited_for.displaced.cancel();
         self.displaced.count += 1;
-        self.leave(number, silent.address);
+        self.no_longer_wait_for(place, waited_for.address);
+        self.leave(waited_for.address);
         true
     }
 
-    fn leave(&mut self, number: u64, address: Option<IpAddr>) {
+    fn wait_for(&mut self, place: Place, waited_for: WaitedFor) {
+        if let Some(here) = waited_for.address.and_then(|address| self.addresses.get_mut(&address)) {
+            here.waited_for.insert(place);
+        }
+        self.waited_for.insert(place, waited_for);
+    }
+
+    fn no_longer_wait_for(&mut self, place: Place, address: Option<IpAddr>) {
+        self.waited_for.remove(&place);
+        if let Some(here) = address.and_then(|address| self.addresses.get_mut(&address)) {
+            here.waited_for.remove(&place);
+        }
+    }
+
+    fn leave(&mut self, address: Option<IpAddr>) {
         self.under_way = self.under_way.saturating_sub(1);
         let Some(address) = address else { return };
         if let Some(here) = self.addresses.get_mut(&address) {
-            here.silent.remove(&number);
             here.under_way = here.under_way.saturating_sub(1);
             if here.under_way == 0 {
                 self.addresses.remove(&address);
@@ -171,19 +218,30 @@ fn share(most: usize) -> usize {
 #[derive(Debug)]
 pub struct Handshaking<'a> {
     all: &'a Handshakes,
-    number: u64,
+    place: Cell<Place>,
     /// Where its address counts.
     address: Option<IpAddr>,
     displaced: CancellationToken,
 }
 
 impl Handshaking<'_> {
-    /// The client has said hello: it does not give way any more.
+    /// The client has said hello: it does not give way while it waits for our answer.
     pub fn hello(&self) {
+        locked(&self.all.crowd).no_longer_wait_for(self.place.get(), self.address);
+    }
+
+    /// The client has our answer, and it is its turn again.
+    pub fn answered(&self) {
+        self.answered_at(Instant::now());
+    }
+
+    fn answered_at(&self, now: Instant) {
         let mut crowd = locked(&self.all.crowd);
-        crowd.silent.remove(&self.number);
-        if let Some(here) = self.address.and_then(|address| crowd.addresses.get_mut(&address)) {
-            here.silent.remove(&self.number);
+        if !self.displaced.is_cancelled() {
+            crowd.last += 1;
+            self.place.set((Stage::Answered, crowd.last));
+            let waited_for = WaitedFor { address: self.address, since: now, displaced: self.displaced.clone() };
+            crowd.wait_for(self.place.get(), waited_for);
         }
     }
 
@@ -197,8 +255,8 @@ impl Drop for Handshaking<'_> {
     fn drop(&mut self) {
         let mut crowd = locked(&self.all.crowd);
         if !self.displaced.is_cancelled() {
-            crowd.silent.remove(&self.number);
-            crowd.leave(self.number, self.address);
+            crowd.no_longer_wait_for(self.place.get(), self.address);
+            crowd.leave(self.address);
         }
     }
 }
@@ -227,7 +285,7 @@ mod tests {
 
     fn assert_empty(handshakes: &Handshakes) {
         let crowd = locked(&handshakes.crowd);
-        assert!(crowd.under_way == 0 && crowd.addresses.is_empty() && crowd.silent.is_empty(), "{crowd:?}");
+        assert!(crowd.under_way == 0 && crowd.addresses.is_empty() && crowd.waited_for.is_empty(), "{crowd:?}");
     }
 
     #[test]
@@ -268,10 +326,29 @@ mod tests {
         assert!(!polite.displaced.is_cancelled());
         assert_eq!(gone(&late), [false; 2]);
         assert_eq!(handshakes.refused().map(|(_, count)| count), [1, 0, 3]);
-        assert!(handshakes.report(Instant::now())[1].starts_with("closed 3 connections that had said nothing"));
+        assert!(handshakes.report(Instant::now())[1].starts_with("closed 3 connections that kept us waiting"));
         one.clear();
         assert_eq!(locked(&handshakes.crowd).under_way, 23, "who gave way counts once");
         drop((polite, two, late));
+        assert_empty(&handshakes);
+    }
+
+    #[test]
+    fn who_has_our_answer_and_does_not_take_it_up_gives_way_after_the_silent() {
+        let handshakes = Handshakes::new(20);
+        let start = Instant::now();
+        let replayed: Vec<_> = (0..19).map(|at| begin(&handshakes, at / 10, true)).collect();
+        let silent = begin(&handshakes, 3, false);
+        replayed.iter().for_each(|one| one.answered_at(start));
+        let first = handshakes.begin_at(address(4), false, start + ROUND_TRIPS / 2).unwrap();
+        assert!(silent.displaced.is_cancelled() && !replayed.iter().any(|one| one.displaced.is_cancelled()));
+        first.hello();
+        assert!(handshakes.begin_at(address(5), false, start + ROUND_TRIPS / 2).is_none(), "they may be on their way");
+        let second = handshakes.begin_at(address(5), false, start + ROUND_TRIPS).unwrap();
+        assert!(replayed[0].displaced.is_cancelled() && !replayed[1].displaced.is_cancelled());
+        let third = handshakes.begin_at(address(6), false, start + ROUND_TRIPS).unwrap();
+        assert!(replayed[1].displaced.is_cancelled() && !second.displaced.is_cancelled(), "hardly silent");
+        drop((replayed, silent, first, second, third));
         assert_empty(&handshakes);
     }
 }

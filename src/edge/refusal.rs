@@ -43,8 +43,8 @@ pub async fn refuse(worker: Rc<Worker>, stream: TcpStream, scheme: Scheme, place
             Scheme::Https => {
                 let tls = worker.process.snapshot.load().tls.clone();
                 // Who is refused has a place of its own.
-                let (challenges, on_hello) = (&worker.process.challenges, || ());
-                let handshake = accept::accept(stream, tls, challenges, &worker.turns, PATIENCE, on_hello);
+                let (challenges, untold) = (&worker.process.challenges, |_| ());
+                let handshake = accept::accept(stream, tls, challenges, &worker.turns, PATIENCE, untold);
                 match Box::pin(handshake).await {
                     Ok(Handshake::Client(client)) if client.alpn == Alpn::H1 => answer_http1(client.stream).await,
                     Ok(Handshake::Client(client)) => answer_http2(client.stream).await,

@@ -52,8 +52,16 @@ pub enum Handshake {
 /// At most this much of an answer waits in a connection for its socket, in bytes: four records.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Makes a TLS connection of `tcp`, or says why not, within `deadline`. `on_hello` is called when the client has said all
-/// of its ClientHello.
+/// How far a handshake has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The client has said all of its ClientHello.
+    Hello,
+    /// Our answer is on its way.
+    Answered,
+}
+
+/// Makes a TLS connection of `tcp`, or says why not, within `deadline`. `tell` is called at each step.
 ///
 /// # Errors
 /// See [`AcceptError`]; the connection is closed.
@@ -63,10 +71,10 @@ pub async fn accept(
     challenges: &Challenges,
     turns: &Turns,
     deadline: Duration,
-    on_hello: impl FnOnce(),
+    tell: impl Fn(Step),
 ) -> Result<Handshake, AcceptError> {
     // Boxed: the state of a handshake is large, and the caller's task lives much longer.
-    let handshake = Box::pin(handshake(tcp, config, challenges, turns, on_hello));
+    let handshake = Box::pin(handshake(tcp, config, challenges, turns, tell));
     timeout(deadline, handshake).await.unwrap_or(Err(AcceptError::Timeout))
 }
 
@@ -75,22 +83,25 @@ async fn handshake(
     config: Arc<ServerConfig>,
     challenges: &Challenges,
     turns: &Turns,
-    on_hello: impl FnOnce(),
+    tell: impl Fn(Step),
 ) -> Result<Handshake, AcceptError> {
     let hello = match read_hello(&tcp).await {
         Ok(hello) => hello,
         Err(refusal) => return Err(refuse(tcp, refusal).await),
     };
-    on_hello();
+    tell(Step::Hello);
     if let Some(challenge) = challenge(&hello, challenges) {
-        return answer_challenge(StartHandshake::from_parts(hello, tcp), challenge).await;
+        return answer_challenge(StartHandshake::from_parts(hello, tcp), challenge, tell).await;
     }
     if let Err(refusal) = judge(&hello, &config) {
         return Err(refuse(tcp, refusal).await);
     }
     turns.wait().await;
     let start = StartHandshake::from_parts(hello, tcp);
-    let finish = start.into_stream_with(config, |connection| connection.set_buffer_limit(Some(SEND_BUFFER)));
+    let finish = start.into_stream_with(config, |connection| {
+        connection.set_buffer_limit(Some(SEND_BUFFER));
+        tell(Step::Answered);
+    });
     let stream = finish.await.map_err(classify)?;
     let (_, connection) = stream.get_ref();
     let sni = connection.server_name().map(str::to_owned);
@@ -113,8 +124,9 @@ fn challenge(hello: &rustls::server::Accepted, challenges: &Challenges) -> Optio
 async fn answer_challenge(
     start: StartHandshake<TcpStream>,
     config: Arc<ServerConfig>,
+    tell: impl Fn(Step),
 ) -> Result<Handshake, AcceptError> {
-    let mut stream = start.into_stream(config).await.map_err(classify)?;
+    let mut stream = start.into_stream_with(config, |_| tell(Step::Answered)).await.map_err(classify)?;
     let _ = stream.shutdown().await;
     Ok(Handshake::Challenge)
 }
@@ -307,7 +319,7 @@ mod tests {
         config: Arc<ServerConfig>,
         deadline: Duration,
     ) -> Result<Accepted, AcceptError> {
-        match accept(theirs, config, &Challenges::default(), &Turns::default(), deadline, || ()).await? {
+        match accept(theirs, config, &Challenges::default(), &Turns::default(), deadline, |_| ()).await? {
             Handshake::Client(accepted) => Ok(accepted),
             Handshake::Challenge => panic!("no challenge is open"),
         }
@@ -515,7 +527,7 @@ mod tests {
             let name = ServerName::try_from(name).unwrap();
             let config = world.config(&policy());
             let turns = Turns::default();
-            tokio::join!(accept(theirs, config, &challenges, &turns, LONG, || ()), connector.connect(name, ours))
+            tokio::join!(accept(theirs, config, &challenges, &turns, LONG, |_| ()), connector.connect(name, ours))
         };
         let (accepted, connected) = shake("new.example", &["acme-tls/1"]).await;
         assert!(matches!(accepted, Ok(Handshake::Challenge)), "{accepted:?}");

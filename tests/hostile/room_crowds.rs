@@ -12,6 +12,7 @@ use crate::back_end::BackEnd;
 use crate::edge::{DEADLINE, Edge, connect, eventually, read_to_end, send};
 use crate::h2_client;
 use crate::machine::promised;
+use crate::tls;
 use crate::tls_client::{self, Tls};
 
 const ASK: &[u8] = b"GET /x HTTP/1.1\r\nHost: a.test\r\n\r\n";
@@ -112,10 +113,32 @@ fn silent_handshakes_give_way_to_new_clients_and_end_in_time() {
     // Who has had a handshake, or needs none, is served all the while.
     assert_eq!(ask(&mut client), 200);
     assert_eq!(ask(&mut connect(edge.http)), 200);
-    edge.wait_for("that had said nothing: others needed their places");
+    edge.wait_for("that kept us waiting: others needed their places");
     eventually("silence has its end", || closed(&others) == 64);
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     assert_eq!(ask(&mut steady(&edge)), 200);
+}
+
+#[test]
+fn the_first_half_of_another_ones_handshake_keeps_no_place_from_new_clients() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start_with(back_end.address, "max_handshakes = 64", "[timeouts]\nheader = \"60s\"");
+    let hello = tls::first_flight("a.test", &[b"http/1.1"]);
+    let replay = |last| {
+        let mut stream = from(last, edge.https);
+        send(&mut stream, &hello);
+        let mut answer = [0];
+        stream.read_exact(&mut answer).expect("an answer to the hello");
+        stream
+    };
+    let replayed: Vec<TcpStream> = [2; 32].into_iter().chain([3; 32]).map(replay).collect();
+    let is_served = || {
+        let mut honest = tls_client::over(from(4, edge.https), "a.test", &[b"http/1.1"]);
+        honest.conn.complete_io(&mut honest.sock).is_ok() && ask(&mut honest) == 200
+    };
+    eventually("a place for who means it", is_served);
+    edge.wait_for("that kept us waiting: others needed their places");
+    drop(replayed);
 }
 
 #[test]

@@ -39,12 +39,17 @@ fn record(kind: u8, body: &[u8]) -> Vec<u8> {
 
 /// The ClientHello of an ordinary client, without its record.
 fn hello(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
+    first_flight(name, alpn).split_off(5)
+}
+
+/// What an ordinary client sends first.
+pub fn first_flight(name: &str, alpn: &[&[u8]]) -> Vec<u8> {
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     let mut client = ClientConnection::new(Arc::new(config(alpn)), name).expect("a session");
     let mut bytes = Vec::new();
     client.write_tls(&mut bytes).expect("memory");
     assert_eq!(bytes[0], HANDSHAKE);
-    bytes.split_off(5)
+    bytes
 }
 
 /// Sends `bytes` and reads until the edge closes.
