@@ -2,20 +2,30 @@
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, IoSlice, IsTerminal, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 
 use crate::base::clock;
 
-/// Milliseconds that a line waits for an output that would block.
-const MOST_WAITS: u32 = 20;
+/// A thread of its own, which writes for others too.
+const WRITER: Patience = Patience { at_once: 5000, in_all: 10_000 };
+/// The same behind a reader that took nothing for all of that time.
+const WRITER_GIVEN_UP: Patience = Patience { at_once: 20, in_all: 10_000 };
+/// A thread that has better things to do than to wait for a reader.
+const OFFER: Patience = Patience { at_once: 20, in_all: 20 };
+const OFFER_STALLED: Patience = Patience { at_once: 0, in_all: 0 };
+/// For so long after an offer had to wait, the next ones do not: a reader that is only slow would hold the thread up as much
+/// as one that has stopped.
+const IMPATIENCE: Duration = Duration::from_secs(1);
 /// The local system log's socket.
 const SYSLOG_SOCKET: &str = "/dev/log";
 
@@ -68,8 +78,21 @@ struct State {
     sink: Sink,
     /// The last write ended within a line.
     torn: bool,
-    /// The last line that was offered had to be dropped: nobody waits for the next.
-    stalled: bool,
+    /// When a line that was offered last had to wait.
+    stalled: Option<Instant>,
+    /// Nobody took anything of the last lines that were written.
+    given_up: bool,
+    /// Something of the last lines was taken.
+    progressed: bool,
+}
+
+/// How many milliseconds a writer waits for a slow reader.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Until it takes something.
+    at_once: u32,
+    /// Until it has taken everything.
+    in_all: u32,
 }
 
 #[derive(Debug)]
@@ -78,15 +101,8 @@ enum Sink {
     Stdout,
     Syslog(Syslog),
     File(File),
-}
-
-/// How long a writer waits for a slow reader.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    /// As long as it takes, where the output can make us wait.
-    Any,
-    /// At most so many milliseconds.
-    Short(u32),
+    /// A file that is a pipe.
+    Pipe(File),
 }
 
 impl Output {
@@ -96,9 +112,12 @@ impl Output {
             Target::Stderr => Sink::Stderr,
             Target::Stdout => Sink::Stdout,
             Target::Syslog => Sink::Syslog(Syslog::at(PathBuf::from(SYSLOG_SOCKET))),
-            Target::File(path) => Sink::File(open_file(path)?),
+            Target::File(path) => open_file(path)?,
         };
-        Ok(Output { target, state: Mutex::new(State { sink, torn: false, stalled: false }) })
+        Ok(Output {
+            target,
+            state: Mutex::new(State { sink, torn: false, stalled: None, given_up: false, progressed: false }),
+        })
     }
 
     /// What was opened.
@@ -116,18 +135,25 @@ impl Output {
     }
 
     /// Writes whole lines, each with its line feed. On an error some of the lines may be lost, never a part of a later
-    /// one. Waits for a slow pipe; never longer than 20 ms for one that says it would block.
+    /// one. Waits for a reader that takes something every 5 s, and all of it in 10; behind one that has stopped, 20 ms until it
+    /// goes on.
     pub fn write(&self, severity: Severity, lines: &[u8]) -> io::Result<()> {
-        self.state().write(severity, lines, Patience::Any)
+        let mut state = self.state();
+        let patience = if state.given_up { WRITER_GIVEN_UP } else { WRITER };
+        let result = state.write(severity, lines, patience);
+        state.given_up = is_late(&result) && !state.progressed;
+        result
     }
 
-    /// The same for a thread that has better things to do than to wait for a reader: 20 ms at most, and not at all from
-    /// the first line that was lost so until one gets through again.
+    /// The same for a thread that has better things to do than to wait for a reader: 20 ms at most, once in a second.
     pub fn offer(&self, severity: Severity, lines: &[u8]) -> io::Result<()> {
         let mut state = self.state();
-        let patience = Patience::Short(if state.stalled { 0 } else { MOST_WAITS });
-        let result = state.write(severity, lines, patience);
-        state.stalled = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        let start = Instant::now();
+        let stalled = state.stalled.is_some_and(|last| start.saturating_duration_since(last) < IMPATIENCE);
+        let result = state.write(severity, lines, if stalled { OFFER_STALLED } else { OFFER });
+        if !stalled && (is_late(&result) || start.elapsed() >= Duration::from_millis(1)) {
+            state.stalled = Some(Instant::now());
+        }
         result
     }
 
@@ -135,8 +161,8 @@ impl Output {
     /// Other outputs have nothing to open.
     pub fn reopen(&self) -> io::Result<()> {
         let Target::File(path) = &self.target else { return Ok(()) };
-        let file = open_file(path)?;
-        *self.state() = State { sink: Sink::File(file), torn: false, stalled: false };
+        let sink = open_file(path)?;
+        *self.state() = State { sink, torn: false, stalled: None, given_up: false, progressed: false };
         Ok(())
     }
 
@@ -147,67 +173,103 @@ impl Output {
 
 impl State {
     fn write(&mut self, severity: Severity, lines: &[u8], patience: Patience) -> io::Result<()> {
-        let State { sink, torn, .. } = self;
-        let waits = if let Patience::Short(waits) = patience { waits } else { MOST_WAITS };
+        let State { sink, torn, progressed, .. } = self;
+        *progressed = false;
+        let mut write_whole = |write: &mut dyn FnMut(&[u8]) -> io::Result<usize>| {
+            let counted = |rest: &[u8]| write(rest).inspect(|_| *progressed = true);
+            write_whole(lines, torn, patience, counted)
+        };
         match sink {
             Sink::Syslog(syslog) => syslog.write(severity, lines),
-            Sink::Stderr => write_whole(lines, torn, waits, |rest| put(io::stderr().as_fd(), rest, patience)),
-            Sink::Stdout => write_whole(lines, torn, waits, |rest| put(io::stdout().as_fd(), rest, patience)),
-            Sink::File(file) => write_whole(lines, torn, waits, |rest| file.write(rest)),
+            Sink::Stderr => write_whole(&mut |rest| put(io::stderr().as_fd(), rest)),
+            Sink::Stdout => write_whole(&mut |rest| put(io::stdout().as_fd(), rest)),
+            Sink::File(file) => write_whole(&mut |rest| file.write(rest)),
+            Sink::Pipe(file) => write_whole(&mut |rest| file.write(whole_lines(rest))),
         }
     }
 }
 
-/// Writes to a standard stream. One that we were given may block, and it is not ours to change that: who is in a hurry
-/// asks first, and writes no more than a pipe with room for anything takes at once (pipe(7), PIPE_BUF).
-fn put(stream: BorrowedFd<'_>, bytes: &[u8], patience: Patience) -> io::Result<usize> {
-    const AT_ONCE: usize = 4096;
-    if patience == Patience::Any {
+fn is_late(result: &io::Result<()>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Writes to a standard stream. One that we were given may block, and it is not ours to change that: the write itself says
+/// that it must not, as another writer of the same pipe could take the room between a question and a write.
+fn put(stream: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let kind = FileType::from_raw_mode(fstat(stream)?.st_mode);
+    if kind == FileType::RegularFile {
+        // Some file systems would refuse what only takes a moment.
         return Ok(rustix::io::write(stream, bytes)?);
     }
+    let bytes = whole_lines(bytes);
+    if matches!(kind, FileType::Fifo | FileType::Socket) {
+        // RWF_NOWAIT (preadv2(2)); an offset of -1 is wherever the stream is.
+        match pwritev2(stream, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+    put_if_ready(stream, bytes)
+}
+
+/// The same for terminals and devices, and for older kernels.
+fn put_if_ready(stream: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let mut asked = [PollFd::from_borrowed_fd(stream, PollFlags::OUT)];
     if poll(&mut asked, Some(&Timespec::default()))? == 0 {
         return Err(io::ErrorKind::WouldBlock.into());
     }
-    Ok(rustix::io::write(stream, bytes.get(..AT_ONCE).unwrap_or(bytes))?)
+    Ok(rustix::io::write(stream, whole_lines(bytes))?)
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
+/// As many lines as a pipe takes at once or not at all (pipe(7), PIPE_BUF): others may write to the same one.
+fn whole_lines(bytes: &[u8]) -> &[u8] {
+    const AT_ONCE: usize = 4096;
+    let piece = bytes.get(..AT_ONCE).unwrap_or(bytes);
+    let end = memchr::memrchr(b'\n', piece).map_or(piece.len(), |last| last + 1);
+    piece.get(..end).unwrap_or(piece)
+}
+
+fn open_file(path: &Path) -> io::Result<Sink> {
     // Without NONBLOCK a pipe that nobody reads would hold the start for ever.
     let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)?;
+    Ok(if file.metadata()?.file_type().is_fifo() { Sink::Pipe(file) } else { Sink::File(file) })
 }
 
 /// Writes whole lines; `torn` remembers that the last one before them has no end yet.
 fn write_whole(
     lines: &[u8],
     torn: &mut bool,
-    waits: u32,
+    patience: Patience,
     mut write: impl FnMut(&[u8]) -> io::Result<usize>,
 ) -> io::Result<()> {
     if *torn {
-        write_fully(b"\n", waits, &mut write).1?;
+        write_fully(b"\n", patience, &mut write).1?;
         *torn = false;
     }
-    let (written, result) = write_fully(lines, waits, write);
+    let (written, result) = write_fully(lines, patience, write);
     *torn = written > 0 && lines.get(written - 1) != Some(&b'\n');
     result
 }
 
-/// Writes all of `bytes`, waiting for at most so many milliseconds; how many were written, and what stopped it.
+/// Writes all of `bytes`; how many were written, and what stopped it.
 fn write_fully(
     bytes: &[u8],
-    mut waits: u32,
+    patience: Patience,
     mut write: impl FnMut(&[u8]) -> io::Result<usize>,
 ) -> (usize, io::Result<()>) {
-    let mut written = 0;
+    let (mut written, mut at_once, mut in_all) = (0, patience.at_once, patience.in_all);
     while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
         match write(rest) {
             Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
-            Ok(length) => written += length,
+            Ok(length) => {
+                written += length;
+                at_once = patience.at_once;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && waits > 0 => {
-                waits -= 1;
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && at_once.min(in_all) > 0 => {
+                at_once -= 1;
+                in_all -= 1;
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(error) => return (written, Err(error)),
@@ -303,7 +365,7 @@ mod tests {
     #[test]
     fn what_stops_a_write_is_told_with_what_was_written() {
         let mut room = 5;
-        let (written, result) = write_fully(b"12345678", MOST_WAITS, |rest| match room {
+        let (written, result) = write_fully(b"12345678", OFFER, |rest| match room {
             0 => Err(io::ErrorKind::StorageFull.into()),
             n => {
                 let n = rest.len().min(n).min(2);
@@ -319,7 +381,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
         let mut reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let output = Output::open(Target::File(path)).unwrap();
         let full = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::WouldBlock;
@@ -328,7 +390,7 @@ mod tests {
         while output.offer(Severity::Info, &line).is_ok() {
             fitted += 1;
         }
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         assert!((0..1000).all(|_| full(output.offer(Severity::Info, &line))));
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         io::Read::read_exact(&mut reader, &mut vec![0; 1000 * fitted]).unwrap();
@@ -340,20 +402,62 @@ mod tests {
     }
 
     #[test]
-    fn a_standard_stream_that_nobody_reads_holds_nobody_up() {
-        let (reader, writer) = io::pipe().unwrap();
-        let mut written = 0;
-        let error = loop {
-            match put(writer.as_fd(), &[b'x'; 8192], Patience::Short(0)) {
-                Ok(count) => written += count,
-                Err(error) => break error,
+    fn a_writer_gives_up_on_a_reader_that_has_stopped_until_it_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        let mut reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let output = Output::open(Target::File(path)).unwrap();
+        let lines = b"x\n".repeat(512 * 1024);
+        let start = Instant::now();
+        assert!(is_late(&output.write(Severity::Info, &lines)));
+        let waited = start.elapsed();
+        assert!(waited >= Duration::from_secs(5), "{waited:?}");
+        // Something was taken of those, nothing of these.
+        assert!(is_late(&output.write(Severity::Info, &lines)));
+        let start = Instant::now();
+        assert!((0..20).all(|_| is_late(&output.write(Severity::Info, &lines))));
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        // From here on somebody reads, slowly.
+        let reading = std::thread::spawn(move || {
+            let mut buffer = [0; 32 * 1024];
+            let mut read = 0;
+            while read < 2 * 1024 * 1024 {
+                std::thread::sleep(Duration::from_millis(1));
+                read += io::Read::read(&mut reader, &mut buffer).unwrap();
             }
-        };
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        assert!(written >= 4096);
-        drop(reader);
-        let gone = put(writer.as_fd(), b"x", Patience::Short(0)).unwrap_err();
-        assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
+            reader
+        });
+        while is_late(&output.write(Severity::Info, &lines)) {}
+        // All of them, however long that takes.
+        output.write(Severity::Info, &lines).unwrap();
+        drop(reading.join().unwrap());
+    }
+
+    #[test]
+    fn a_standard_stream_that_nobody_reads_holds_nobody_up() {
+        for put in [put, put_if_ready] {
+            let (reader, writer) = io::pipe().unwrap();
+            let mut written = 0;
+            let error = loop {
+                match put(writer.as_fd(), &[b'x'; 8192]) {
+                    Ok(count) => written += count,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert!(written >= 4096);
+            drop(reader);
+            assert_eq!(put(writer.as_fd(), b"x").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        }
+        // Whatever a service is given.
+        let file = tempfile::tempfile().unwrap();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let device = OpenOptions::new().write(true).open("/dev/null").unwrap();
+        for stream in [file.as_fd(), socket.as_fd(), device.as_fd()] {
+            assert_eq!(put(stream, b"line\n").unwrap(), 5);
+        }
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn an_access_log_that_nobody_reads_holds_up_nobody_and_not_the_end_either() {
         number: 1,
         injected: "stdout (the access log) is a pipe that nobody reads, and is full",
         seen: "as ever".to_owned(),
-        told: "lines beyond 8192 are counted as dropped".to_owned(),
+        told: "how many lines were lost: those of 5 s, and beyond 8192".to_owned(),
         others,
         well: format!("{}; SIGTERM meanwhile ends it in {}", ms(took), ms(ended)),
     }
