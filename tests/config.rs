@@ -283,6 +283,7 @@ spa = true
 compress = false
 max_body = "1GiB"
 dotfiles = "allow"
+sources = "allow"
 assets = "30d"
 security_headers = true
 hsts = "1y"

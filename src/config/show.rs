@@ -166,7 +166,9 @@ fn site(out: &mut String, site: &Site) {
     }
     key(out, "compress", site.compress);
     key(out, "max_body", text(format_size(site.max_body.unwrap_or(0))));
-    key(out, "dotfiles", text(if site.dotfiles { "allow" } else { "deny" }));
+    for (name, allowed) in [("dotfiles", site.dotfiles), ("sources", site.sources)] {
+        key(out, name, text(if allowed { "allow" } else { "deny" }));
+    }
     key(out, "assets", text(site.assets.map(format_duration).unwrap_or_default()));
     key(out, "security_headers", site.security_headers);
     key(out, "hsts", text(site.hsts.map(format_duration).unwrap_or_default()));

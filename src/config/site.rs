@@ -96,6 +96,7 @@ pub(super) fn site(block: Block<'_>, name: &str, inherited: &Inherited<'_>) -> P
         compress: block.flag("compress", true),
         max_body: block.size_or_none("max_body", inherited.limits.max_body),
         dotfiles: block.one_of("dotfiles", false, &[("deny", false), ("allow", true)]),
+        sources: block.one_of("sources", false, &[("deny", false), ("allow", true)]),
         assets: block.optional_duration("assets"),
         security_headers: block.flag("security_headers", false),
         hsts,

@@ -44,6 +44,8 @@ pub struct Site {
     pub max_body: Option<u64>,
     /// Whether files and folders whose name starts with a dot are served.
     pub dotfiles: bool,
+    /// Whether sources, their copies, backups and dumps are served as files, all but `.php`.
+    pub sources: bool,
     /// `Cache-Control: max-age` of style sheets, scripts, images and fonts.
     pub assets: Option<Duration>,
     /// Whether nosniff, SAMEORIGIN and a Referrer-Policy are set.

@@ -91,6 +91,7 @@ impl Destinations<'_> {
                 .collect(),
             php,
             dotfiles: self.site.dotfiles,
+            sources: self.site.sources,
         }
     }
 

@@ -27,12 +27,15 @@ pub fn names_script(path: &[u8]) -> bool {
     segments(path).any(|s| ends_with_ignoring_case(s, b".php"))
 }
 
+/// Whether the file of this path is a script, also under a name that some file systems take for it.
+pub fn is_script(path: &[u8]) -> bool {
+    ends_with_ignoring_case(file_name(path), b".php")
+}
+
 /// Whether the file of this path is never sent to anybody: source code, an editor's backup, a PHP project's manifest.
 /// A path that ends in a slash names a folder and is never private.
 pub fn is_private(path: &[u8]) -> bool {
-    let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
-    // A trailing dot or space is dropped by some file systems and by nobody's eye.
-    let name = without_final_dots(name.trim_ascii_end());
+    let name = file_name(path);
     if MANIFESTS.iter().any(|m| name.eq_ignore_ascii_case(m)) || name.last() == Some(&b'~') {
         return true;
     }
@@ -68,6 +71,12 @@ pub fn script_splits(path: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 
 fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|b| *b == b'/').filter(|s| !s.is_empty())
+}
+
+/// A trailing dot or space is dropped by some file systems and by nobody's eye.
+fn file_name(path: &[u8]) -> &[u8] {
+    let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    without_final_dots(name.trim_ascii_end())
 }
 
 fn split_ending(name: &[u8]) -> Option<(&[u8], &[u8])> {

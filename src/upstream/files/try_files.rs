@@ -28,6 +28,8 @@ pub struct Settings {
     pub php: Option<PhpRule>,
     /// Whether names that start with a dot are served. They never run.
     pub dotfiles: bool,
+    /// Whether sources, backups and dumps are served, all but `.php`.
+    pub sources: bool,
 }
 
 /// One step.
@@ -90,15 +92,16 @@ pub struct TryFiles {
     steps: Vec<Step>,
     php: Option<PhpRule>,
     dotfiles: bool,
+    sources: bool,
     has_upstream: bool,
 }
 
 impl TryFiles {
     /// A rule of these settings. Opens nothing: the root may appear later.
     pub fn new(settings: Settings) -> TryFiles {
-        let Settings { root, resolve_symlinks, index, steps, php, dotfiles } = settings;
+        let Settings { root, resolve_symlinks, index, steps, php, dotfiles, sources } = settings;
         let has_upstream = steps.contains(&Step::Upstream);
-        TryFiles { root: Root::new(root), resolve_symlinks, index, steps, php, dotfiles, has_upstream }
+        TryFiles { root: Root::new(root), resolve_symlinks, index, steps, php, dotfiles, sources, has_upstream }
     }
 
     /// The root that files are looked for in.
@@ -122,6 +125,11 @@ impl TryFiles {
         };
         let look = Look { rule: self, folder: folder.as_ref(), path, method };
         look.find()
+    }
+
+    /// Whether nobody gets this file. Allowed or not, a script is run or refused.
+    fn is_private(&self, path: &[u8]) -> bool {
+        if self.sources { path::is_script(path) } else { path::is_private(path) }
     }
 }
 
@@ -193,7 +201,7 @@ impl Look<'_> {
         if self.path.ends_with(b"/") {
             return Ok(Kindred::Folder);
         }
-        if path::is_private(self.path) {
+        if self.rule.is_private(self.path) {
             // Virtual paths may look like this ("/download/a.old"); a file that is there is nobody's business.
             return match folder.check_file(self.path) {
                 Ok(()) if !self.rule.has_upstream => Err(not_found("a private file", self.path)),
@@ -226,7 +234,7 @@ impl Look<'_> {
                         .map(|()| Found::Script(self.matched(folder, &name, b""))),
                     _ => None,
                 }
-            } else if path::is_private(&name) {
+            } else if self.rule.is_private(&name) {
                 None
             } else {
                 exists(folder.open_file(&name), &name)?.map(Found::File)
@@ -340,6 +348,7 @@ mod tests {
             steps: steps.to_vec(),
             php: scripts.map(|scripts| PhpRule { scripts, index: "index.php".into() }),
             dotfiles: false,
+            sources: false,
         })
     }
 
@@ -569,6 +578,26 @@ mod tests {
     }
 
     #[test]
+    fn sources_and_dumps_may_be_served_and_scripts_never_as_files() {
+        let dir = tree(&["index.php", "a.php", "a.PHP", "dump.sql.gz", "composer.json", "a.php~", "a.php."]);
+        let mut open = rule(&dir, &[Step::Path, Step::Status(404)], Some(Scripts::Index));
+        let names = ["/dump.sql.gz", "/composer.json", "/a.php~"];
+        check(&open, &names.map(|name| (name, "404")));
+        open.sources = true;
+        check(&open, &[("/dump.sql.gz", "file dump.sql.gz"), ("/composer.json", "file composer.json")]);
+        check(
+            &open,
+            &[
+                ("/a.php~", "file a.php~"),
+                ("/a.php", "404"),
+                ("/a.PHP", "404"),
+                ("/a.php.", "404"),
+                ("/a.php/x", "404"),
+            ],
+        );
+    }
+
+    #[test]
     fn scripts_and_files_behind_links_that_leave_the_root_are_not_found() {
         let dir = tree(&["index.php", "shared/"]);
         fs::write(dir.path().join("evil.php"), "").unwrap();
@@ -603,6 +632,7 @@ mod tests {
                 steps: vec![Step::Path, Step::Folder, front()],
                 php: Some(PhpRule { scripts: Scripts::Index, index: "index.php".into() }),
                 dotfiles: false,
+                sources: false,
             })
         };
         let script = |rule: &TryFiles| match rule.find(&CanonicalPath::parse("/x").unwrap(), &Method::GET) {
