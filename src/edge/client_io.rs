@@ -174,7 +174,10 @@ impl ClientIo {
                 return Poll::Pending;
             }
             counter.note_oversize(self.facts.take_oversize());
-            ready!(Pin::new(&mut self.stream.transport).poll_read(cx, buf))?;
+            let read = Pin::new(&mut self.stream.transport).poll_read(cx, buf)?;
+            if read.is_pending() {
+                return self.poll_frame_patience(cx);
+            }
             let fresh = buf.filled().get(before..).unwrap_or_default();
             let Err(too_many) = counter.count(fresh, Instant::now()) else { return Poll::Ready(Ok(())) };
             buf.set_filled(before + too_many.passed);
@@ -187,6 +190,22 @@ impl ClientIo {
             return Poll::Ready(Err(io::Error::other(counter.too_many(0))));
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Ready, as if the client had ended, when it has taken too long over what it has begun to say: a head, or the beginning
+    /// of all. While it is answered, the h2 library's own PINGs find out whether it still lives.
+    fn poll_frame_patience(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Watch::Http2(counter) = &self.watch else { return Poll::Pending };
+        let Some(begun) = counter.midway() else {
+            self.reading.stop();
+            return Poll::Pending;
+        };
+        self.facts.park_reader(cx.waker());
+        if !self.facts.is_busy() {
+            ready!(self.reading.poll(cx, Phase::Head(begun), self.patience.header));
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> io::Result<Poll<()>> {

@@ -67,6 +67,8 @@ pub struct FrameCounter {
     crumbs: u32,
     /// Nothing but CONTINUATION may follow (RFC 9113, section 6.10).
     in_fields: bool,
+    /// Frames that have begun, without CONTINUATION and what follows one.
+    begun: u64,
     since: Instant,
 }
 
@@ -91,6 +93,7 @@ impl FrameCounter {
             control: 0,
             crumbs: 0,
             in_fields: false,
+            begun: 0,
             since: now,
         }
     }
@@ -117,7 +120,16 @@ impl FrameCounter {
         }
     }
 
+    /// What the client has begun and not ended, by its number: the preface with the first frame behind it, a header list, a
+    /// frame that is not of a body. Nothing else can come meanwhile.
+    pub fn midway(&self) -> Option<u64> {
+        let in_body = self.received.in_data && self.received.have == 0;
+        let is_free = self.received.is_between() || in_body;
+        (self.begun == 0 || self.in_fields || !is_free).then_some(self.begun)
+    }
+
     fn note_received(&mut self, frame: &Header) {
+        self.begun += u64::from(frame.kind != CONTINUATION);
         let costs = match frame.kind {
             // HEADERS and DATA with content are progress and have limits of their own.
             HEADERS => 0,
@@ -193,6 +205,8 @@ struct Scanner {
     header: [u8; HEADER],
     have: u8,
     skip: u64,
+    /// What is skipped is of DATA.
+    in_data: bool,
 }
 
 struct Header {
@@ -203,7 +217,7 @@ struct Header {
 
 impl Scanner {
     fn behind(skip: u64) -> Scanner {
-        Scanner { header: [0; HEADER], have: 0, skip }
+        Scanner { header: [0; HEADER], have: 0, skip, in_data: false }
     }
 
     /// Moves `bytes` behind what is left of a frame.
@@ -228,7 +242,7 @@ impl Scanner {
             if usize::from(self.have) == HEADER {
                 let [l0, l1, l2, kind, flags, ..] = self.header;
                 let length = u32::from_be_bytes([0, l0, l1, l2]);
-                (self.have, self.skip) = (0, u64::from(length));
+                (self.have, self.skip, self.in_data) = (0, u64::from(length), kind == DATA);
                 return Some(Header { length, kind, flags });
             }
         }

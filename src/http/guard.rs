@@ -17,6 +17,10 @@ pub struct Guard {
     state: State,
     /// How far an incomplete head has been searched for its end.
     searched: usize,
+    /// How far an incomplete head has been searched for what no head may have in it.
+    scanned: usize,
+    /// The request line of an incomplete head is there, and good.
+    has_line: bool,
     heads: u64,
 }
 
@@ -75,7 +79,7 @@ pub(crate) enum Framing {
 impl Guard {
     /// A guard at the start of a connection.
     pub fn new(limits: HeadLimits) -> Guard {
-        Guard { limits, state: State::Head, searched: 0, heads: 0 }
+        Guard { limits, state: State::Head, searched: 0, scanned: 0, has_line: false, heads: 0 }
     }
 
     /// Where the connection is.
@@ -147,9 +151,25 @@ impl Guard {
     }
 
     fn head(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
-        let Some(end) = self.find_end(bytes)? else { return Ok(0) };
-        self.searched = 0;
-        let framing = head::check(bytes.get(..end).unwrap_or_default(), self.limits)?;
+        let ahead = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+        // The verdict must not depend on how much of a head has arrived: only what it may be long is looked at.
+        let most = self.limits.max_header_size.saturating_add(ahead);
+        let (window, is_longer) = bytes.get(..most).map_or((bytes, false), |window| (window, bytes.len() > most));
+        let from = self.searched.max(ahead);
+        let found = self.find_end(window, ahead, is_longer);
+        let whole = found.ok().flatten().and_then(|end| bytes.get(..end));
+        let looked_at = window.get(..self.searched).unwrap_or(window);
+        if let Some(stray) = self.find_stray(looked_at) {
+            self.check_line(window.get(..stray).unwrap_or_default(), ahead, from)?;
+            return Err(malformed("a control character in the head"));
+        }
+        let Some(head) = whole else {
+            self.check_line(window, ahead, from)?;
+            return found.map(|_| 0);
+        };
+        let end = head.len();
+        let framing = head::check(head, self.limits)?;
+        (self.searched, self.scanned, self.has_line) = (0, 0, false);
         self.heads += 1;
         self.state = match framing {
             Framing::None | Framing::Length(0) => State::Head,
@@ -160,13 +180,40 @@ impl Guard {
         Ok(end)
     }
 
-    /// Where the head ends, behind its empty line. Every line must end in CRLF.
-    ///
-    /// Only what a head may be long is looked at: the verdict must not depend on how much of it has arrived.
-    fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, Refusal> {
-        let ahead = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
-        let most = self.limits.max_header_size.saturating_add(ahead);
-        let (bytes, is_longer) = bytes.get(..most).map_or((bytes, false), |window| (window, bytes.len() > most));
+    /// Where there is a byte that no head has: NUL, or a CR that ends no line. Who sends one speaks something else, and the
+    /// end of a head may never come.
+    fn find_stray(&mut self, bytes: &[u8]) -> Option<usize> {
+        let from = self.scanned;
+        for at in memchr::memchr2_iter(b'\r', 0, bytes.get(from..).unwrap_or_default()).map(|at| from + at) {
+            match bytes.get(at..at + 2) {
+                Some(b"\r\n") => {}
+                None if bytes.get(at) == Some(&b'\r') => {
+                    self.scanned = at;
+                    return None;
+                }
+                _ => return Some(at),
+            }
+        }
+        self.scanned = bytes.len();
+        None
+    }
+
+    /// Refuses a bad request line as soon as it is there: what follows it may be nothing that ends as a head does.
+    /// `from`: no line ends in front of it.
+    fn check_line(&mut self, bytes: &[u8], ahead: usize, from: usize) -> Result<(), Refusal> {
+        let fresh = bytes.get(from..).filter(|_| !self.has_line).unwrap_or_default();
+        let end = memchr::memchr(b'\n', fresh).map(|end| from + end);
+        let line = end.and_then(|end| bytes.get(ahead..end)?.strip_suffix(b"\r"));
+        if let Some(line) = line.filter(|line| !line.is_empty()) {
+            head::check_line(line, self.limits)?;
+            self.has_line = true;
+        }
+        Ok(())
+    }
+
+    /// Where the head ends, behind its empty line. Every line must end in CRLF. `searched` is then where it ends, or how far
+    /// it is good.
+    fn find_end(&mut self, bytes: &[u8], ahead: usize, is_longer: bool) -> Result<Option<usize>, Refusal> {
         loop {
             let Some(found) = memchr::memchr(b'\n', bytes.get(self.searched..).unwrap_or_default()) else {
                 self.searched = bytes.len();
@@ -175,6 +222,7 @@ impl Guard {
             let at = self.searched + found;
             let line_end = at.checked_sub(1).filter(|cr| bytes.get(*cr) == Some(&b'\r'));
             let Some(line_end) = line_end else {
+                self.searched = at;
                 // RFC 9112, section 2.2 lets a recipient take a bare LF; two that disagree about it are how
                 // requests are smuggled.
                 return Err(malformed("a line of the head ends in a bare LF"));
@@ -250,6 +298,31 @@ mod tests {
                 assert_eq!(refusal.map(|refusal| refusal.kind), Some(kind), "{size} of {text:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_cannot_become_a_head_is_refused_before_it_ends_and_alike_however_it_arrives() {
+        let hello = "\u{16}\u{3}\u{1}\u{2}\0\u{1}";
+        for (text, kind) in [
+            ("GET /x\r\n", Kind::Malformed),
+            ("SSH-2.0-OpenSSH_9\r\n", Kind::Malformed),
+            ("GET / HTTP/2.0\r\n", Kind::Version),
+            ("\r\nGET / HTTP/2.0\r\nHost: a\0", Kind::Version),
+            ("GET /\0 HTTP/2.0\r\n", Kind::Malformed),
+            ("GET / HTTP/2.0\rHost: a\r\n", Kind::Malformed),
+            ("GET / HTTP/1.1\rHost: a\r\r", Kind::Malformed),
+            ("GET / HTTP/1.1\r\nHost: a\r\nb: \0", Kind::Malformed),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\nb: \0\r\n\r\n", Kind::Malformed),
+            (hello, Kind::Malformed),
+        ] {
+            for size in 1..=text.len() {
+                let mut guard = Guard::new(LIMITS);
+                let shown = (1..).map(|n| (n * size).min(text.len())).take(text.len());
+                let refusal = shown.map(|shown| guard.inspect(&text.as_bytes()[..shown]).refusal).find_map(|r| r);
+                assert_eq!(refusal.map(|refusal| refusal.kind), Some(kind), "{size} of {text:?}");
+            }
+        }
+        assert_eq!(refusal("GET / HTTP/1.1\r\nHost: a\r\nb: c\r"), None);
     }
 
     #[test]

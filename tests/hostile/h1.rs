@@ -69,6 +69,26 @@ fn an_upload_that_is_refused_early_is_read_on_so_that_the_answer_arrives() {
 }
 
 #[test]
+fn what_cannot_become_a_request_is_refused_before_it_ends() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "[timeouts]\nheader = \"60s\"");
+    let hello = crate::tls::first_flight("a.test", &[b"h2"]);
+    for (raw, expected) in [
+        (&b"GET /x\r\n"[..], 400),
+        (b"GET /x HTTP/1.1\rHost: a.test\r\r", 400),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 400),
+        (b"GET /x HTTP/3.0\r\n", 505),
+        (b"GET /x HTTP/1.1\r\nHost: a.test\r\nX: \0", 400),
+        (&hello, 400),
+    ] {
+        let mut stream = connect(edge.http);
+        send(&mut stream, raw);
+        assert_eq!(statuses(&read_to_end(&mut stream)), [expected], "{:?}", String::from_utf8_lossy(raw));
+    }
+    assert!(back_end.take().is_empty());
+}
+
+#[test]
 fn slow_clients_and_slow_back_ends_meet_their_deadlines() {
     let back_end = BackEnd::start();
     let all =

@@ -52,6 +52,49 @@ fn a_cut_answer_is_reset_and_a_reset_frees_the_back_end() {
 }
 
 #[test]
+fn what_a_client_begins_to_say_has_to_be_said_in_time() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "[timeouts]\nheader = \"1s\"");
+    let preface = &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..];
+    let settings = frame(SETTINGS, 0, 0, &[]);
+    let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&request("GET", "/x", &[])));
+    let begun = |bytes: &[u8]| [preface, &settings, bytes].concat();
+    for (what, bytes) in [
+        ("silence", Vec::new()),
+        ("half a preface", preface[..11].to_vec()),
+        ("no SETTINGS", preface.to_vec()),
+        ("half of SETTINGS", [preface, &frame(SETTINGS, 0, 0, &[0; 6])[..12]].concat()),
+        ("half a frame's header", begun(&head[..5])),
+        ("half a head", begun(&head[..head.len() - 3])),
+        ("a head without its CONTINUATION", begun(&frame(HEADERS, END_STREAM, 1, &head[9..]))),
+        ("half a PING", begun(&frame(PING, 0, 0, &[0; 8])[..12])),
+    ] {
+        let since = Instant::now();
+        let mut client = Client(tls_client::connect(edge.https, "a.test", &[b"h2"]));
+        client.0.conn.complete_io(&mut client.0.sock).expect("a handshake");
+        client.send(&bytes);
+        while client.frame().is_some() {}
+        assert!(since.elapsed() >= Duration::from_millis(900) && since.elapsed() < DEADLINE / 2, "{what}: {since:?}");
+    }
+    // Drop by drop is no way around it, and who has said all may be silent.
+    let mut client = Client::connect(edge.https);
+    client.ask(1, &request("GET", "/x", &[]), None);
+    assert_eq!(client.end(1), End::Answer(200, 2));
+    std::thread::sleep(Duration::from_millis(1500));
+    let slow = block(&request("GET", "/x", &[("x", &"a".repeat(400))]));
+    client.send(
+        &[&[0, (slow.len() >> 8) as u8, slow.len() as u8, HEADERS, END_HEADERS | END_STREAM, 0, 0, 0, 3][..]].concat(),
+    );
+    let since = Instant::now();
+    for byte in slow {
+        client.send(&[byte]);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(client.end(3), End::Gone);
+    assert!(since.elapsed() < DEADLINE / 2);
+}
+
+#[test]
 fn a_client_that_grants_no_window_lets_go_of_the_back_end() {
     let back_end = BackEnd::start();
     let edge = Edge::start(back_end.address, "[timeouts]\nwrite = \"1s\"");

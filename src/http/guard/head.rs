@@ -32,6 +32,11 @@ pub(super) fn check(head: &[u8], limits: HeadLimits) -> Result<Framing, Refusal>
     fields.framing(&line)
 }
 
+/// Checks a request line, without its CRLF, alone.
+pub(super) fn check_line(line: &[u8], limits: HeadLimits) -> Result<(), Refusal> {
+    RequestLine::parse(line, limits.max_uri).map(drop)
+}
+
 /// A field line: a token, a colon, a value without control characters.
 pub(super) fn split_field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
     if matches!(line.first(), Some(b' ' | b'\t')) {
