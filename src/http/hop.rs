@@ -64,13 +64,13 @@ const CLAIMS: [&str; 6] =
 const NEVER: [&str; 4] = ["proxy", "x-original-url", "x-rewrite-url", "expect"];
 
 /// The names that the `Connection` fields list.
-pub fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+pub fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    // Bytes: what is no text must not hide the others.
     headers
         .get_all(header::CONNECTION)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
         .filter(|name| !name.is_empty())
 }
 
@@ -81,8 +81,8 @@ pub fn clean(mut headers: HeaderMap, client: &Client, trust: &Trust, websocket: 
     // forwarded and, for each connection-option in this field, remove any header or trailer field(s) from the message
     // with the same name as the connection-option".
     let named: Vec<HeaderName> = connection_names(&headers)
-        .filter(|name| !name.eq_ignore_ascii_case("host") && !name.eq_ignore_ascii_case("content-length"))
-        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        .filter(|name| !name.eq_ignore_ascii_case(b"host") && !name.eq_ignore_ascii_case(b"content-length"))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
         .collect();
     for name in named {
         headers.remove(name);
@@ -113,7 +113,7 @@ fn is_claim(name: &str) -> bool {
 /// A back end's fields without those that end here and those that `Connection` names.
 pub fn clean_response(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> =
-        connection_names(headers).filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect();
+        connection_names(headers).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     for name in named {
         if name != header::CONTENT_LENGTH {
             headers.remove(name);
@@ -151,7 +151,7 @@ mod tests {
     use crate::http::request::{Arrival, Scheme};
 
     /// What is left of the fields of somebody whom nobody trusts.
-    fn cleaned(fields: &[(&str, &str)]) -> HeaderMap {
+    fn cleaned<V: AsRef<[u8]>>(fields: &[(&str, V)]) -> HeaderMap {
         let client = Client {
             address: "192.0.2.7".parse().unwrap(),
             arrival: Arrival {
@@ -171,10 +171,10 @@ mod tests {
         clean(map(fields), &client, &trust, false)
     }
 
-    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+    fn map<V: AsRef<[u8]>>(fields: &[(&str, V)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
-            headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
+            headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_bytes(value.as_ref()).unwrap());
         }
         headers
     }
@@ -189,6 +189,12 @@ mod tests {
         ]);
         assert_eq!(headers.len(), 2);
         assert!(headers.contains_key("host") && headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn what_is_no_text_in_connection_does_not_hide_the_names_beside_it() {
+        let named: &[u8] = b"\xe9, X-Secret ,\xff";
+        assert!(cleaned(&[("connection", named), ("x-secret", b"1")]).is_empty());
     }
 
     #[test]

@@ -331,7 +331,7 @@ fn is_websocket(method: &Method, version: Version, protocol: Option<&str>, heade
         (Version::HTTP_11, None) => Ok(method == Method::GET
             && headers.get_all(header::UPGRADE).iter().count() == 1
             && field(header::UPGRADE).is_some_and(names_websocket)
-            && hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case("upgrade"))
+            && hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
             && matches!(versions, (Some(b"13"), None))
             // Two keys have two answers, and who takes which is not known.
             && headers.get_all(header::SEC_WEBSOCKET_KEY).iter().count() == 1

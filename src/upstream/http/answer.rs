@@ -175,7 +175,7 @@ pub(super) fn check_handshake(headers: &HeaderMap, key: Option<&HeaderValue>) ->
     }
     // "If the response lacks a |Connection| header field or the |Connection| header field doesn't contain a token that
     // is an ASCII case-insensitive match for the value "Upgrade", the client MUST _Fail the WebSocket Connection_."
-    if !hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case("upgrade")) {
+    if !hop::connection_names(headers).any(|name| name.eq_ignore_ascii_case(b"upgrade")) {
         return bad("the back end's 101 has no Connection: Upgrade");
     }
     let Some(key) = key else { return Ok(()) };
