@@ -132,7 +132,11 @@ pub enum InvalidAddress {
 }
 
 fn parse_unix(text: &str) -> Result<Option<Endpoint>, InvalidAddress> {
-    let Some(path) = text.strip_prefix("unix:") else { return Ok(None) };
+    // RFC 3986, section 3.1: "schemes are case-insensitive". A host of that name would be written back as a scheme.
+    let (Some(scheme), Some(path)) = (text.get(..5), text.get(5..)) else { return Ok(None) };
+    if !scheme.eq_ignore_ascii_case("unix:") {
+        return Ok(None);
+    }
     if !path.starts_with('/') {
         return Err(InvalidAddress::UnixPath);
     }
@@ -184,6 +188,8 @@ mod tests {
         assert_eq!(HttpBackEnd::parse("http://a/b"), Err(InvalidAddress::Path));
         assert_eq!(HttpBackEnd::parse("http://u:p@a"), Err(InvalidAddress::UserInfo));
         assert_eq!(HttpBackEnd::parse("unix:x.sock"), Err(InvalidAddress::UnixPath));
+        assert_eq!(parse_fastcgi("Unix:/run/x.sock").unwrap().to_string(), "unix:/run/x.sock");
+        assert_eq!(parse_fastcgi("unIx:003"), Err(InvalidAddress::UnixPath));
         assert_eq!(parse_fastcgi("http://127.0.0.1:9000"), Err(InvalidAddress::FastCgiScheme));
         assert_eq!(parse_fastcgi("localhost"), Err(InvalidAddress::Port));
         assert!(ListenAddress::parse("443").is_err());
