@@ -145,7 +145,7 @@ fn nginx(folder: &Path, http: SocketAddr, https: SocketAddr, back_end: SocketAdd
     let place = folder.display();
     let text = format!(
         "{user}worker_processes 1;\ndaemon off;\npid {place}/nginx.pid;\nerror_log stderr crit;\n\
-         worker_rlimit_nofile 16384;\nevents {{ worker_connections 8192; }}\n\
+         events {{ worker_connections 8192; }}\n\
          http {{\n access_log off;\n client_body_temp_path {place}/body;\n proxy_temp_path {place}/proxy;\n \
          fastcgi_temp_path {place}/fastcgi;\n uwsgi_temp_path {place}/uwsgi;\n scgi_temp_path {place}/scgi;\n \
          upstream back {{ server {back_end}; keepalive 32; }}\n \
