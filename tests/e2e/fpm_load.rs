@@ -98,7 +98,8 @@ fn runs(server: &Redis) -> BTreeMap<String, u32> {
 /// Clients that ask one request after the other, each with an id of its own.
 struct Callers {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
+    /// Answers of each.
+    answered: Arc<Vec<AtomicUsize>>,
     /// Status and time by id.
     seen: Arc<Mutex<BTreeMap<String, (u16, Duration)>>>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -106,7 +107,8 @@ struct Callers {
 
 impl Callers {
     fn start(world: &World, proxy: &Proxy, clients: usize, methods: &'static [&'static str]) -> Callers {
-        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let answered: Arc<Vec<AtomicUsize>> = Arc::new((0..clients).map(|_| AtomicUsize::new(0)).collect());
         let seen = Arc::new(Mutex::new(BTreeMap::new()));
         let threads = (0..clients).map(|client| {
             let (stop, answered, seen) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&seen));
@@ -129,7 +131,7 @@ impl Callers {
                         assert!(said.contains(&format!("ran {id} with {length}")), "{said}");
                     }
                     seen.lock().unwrap().insert(id, (status, started.elapsed()));
-                    answered.fetch_add(1, Ordering::Relaxed);
+                    answered[client].fetch_add(1, Ordering::Relaxed);
                 }
             })
         });
@@ -137,10 +139,16 @@ impl Callers {
         Callers { stop, answered, seen, threads }
     }
 
-    /// Waits for so many more answers.
+    /// Waits for so many more answers, and one for each client: no request sees what was done before and what is done behind
+    /// this.
     fn go_on(&self, more: usize) {
-        let before = self.answered.load(Ordering::Relaxed);
-        wait_until("more answers", SOON, || self.answered.load(Ordering::Relaxed) >= before + more);
+        let counts = || self.answered.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let before = counts();
+        wait_until("more answers", SOON, || {
+            let now = counts();
+            now.iter().sum::<usize>() >= before.iter().sum::<usize>() + more
+                && now.iter().zip(&before).all(|(now, before)| now > before)
+        });
     }
 
     fn stop(mut self) -> BTreeMap<String, (u16, Duration)> {
