@@ -1,0 +1,88 @@
+//! What an idle connection holds.
+
+use std::time::{Duration, Instant};
+
+use crate::server::{Kind, Place, Server};
+use crate::wire::Transport;
+use crate::{load, on_a_worker, sockets, table};
+
+/// Connections that are idle.
+const COUNT: usize = 2000;
+/// Memory has settled when it has not moved by more than this for [`STILL`].
+const MOVES: u64 = 128 << 10;
+const STILL: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const KINDS: [&str; 4] = ["wss tunnel", "ws tunnel", "HTTP/1.1 over TLS", "HTTP/2"];
+
+pub fn measure(place: &Place) {
+    println!(
+        "\nPss of Doorward / nginx / HAProxy while {COUNT} are idle, and what is left 5 s after they were closed.\n\n\
+         | idle connection | KiB for each | Doorward to nginx | HAProxy to nginx | before, MiB | idle, MiB | after, MiB |\n\
+         |---|---:|---:|---:|---:|---:|---:|"
+    );
+    for kind in KINDS {
+        let seen: Vec<Seen> = Kind::ALL.iter().map(|proxy| look(&Server::start(*proxy, place), kind)).collect();
+        let each = |of: &dyn Fn(&Seen) -> String| seen.iter().map(of).collect::<Vec<_>>().join(" / ");
+        let mib = |of: fn(&Seen) -> u64| each(&|seen| format!("{:.1}", table::mib(of(seen))));
+        println!(
+            "| {kind} | {} | {:.2} | {:.2} | {} | {} | {} |",
+            each(&|seen| format!("{:.2}", seen.kib())),
+            seen[0].kib() / seen[1].kib(),
+            seen[2].kib() / seen[1].kib(),
+            mib(|seen| seen.before),
+            mib(|seen| seen.idle),
+            mib(|seen| seen.after),
+        );
+    }
+}
+
+/// Memory in bytes.
+struct Seen {
+    before: u64,
+    idle: u64,
+    after: u64,
+}
+
+impl Seen {
+    fn kib(&self) -> f64 {
+        self.idle.saturating_sub(self.before) as f64 / 1024.0 / COUNT as f64
+    }
+}
+
+fn look(server: &Server, kind: &str) -> Seen {
+    on_a_worker(async {
+        // What the first connections make once and keep is no connection's.
+        drop(open(server, kind, 64).await);
+        let before = settled(server).await;
+        let held = open(server, kind, COUNT).await;
+        let idle = settled(server).await;
+        drop(held);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        Seen { before, idle, after: server.memory() }
+    })
+}
+
+async fn open(server: &Server, kind: &str, count: usize) -> Vec<Box<dyn Transport>> {
+    match kind {
+        "wss tunnel" => sockets::open(server, true, count).await,
+        "ws tunnel" => sockets::open(server, false, count).await,
+        "HTTP/2" => load::kept(server, "h2", count).await,
+        _ => load::kept(server, "http/1.1", count).await,
+    }
+}
+
+/// Waits until the memory does not move any more, and gives it.
+async fn settled(server: &Server) -> u64 {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut last, mut since) = (server.memory(), Instant::now());
+    while since.elapsed() < STILL {
+        assert!(Instant::now() < deadline, "the memory of {:?} does not settle", server.kind);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let now = server.memory();
+        if now.abs_diff(last) > MOVES {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    server.memory()
+}
