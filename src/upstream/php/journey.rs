@@ -26,6 +26,9 @@ const BLIND_WAIT: Duration = Duration::from_millis(250);
 /// Between two attempts to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Before a request is sent a second time: a restart ends the workers one after the other, and the next one to take it
+/// should not be the next one to go.
+const WORKERS_END: Duration = Duration::from_millis(100);
 /// For connecting to a pool that is missing.
 const TRIAL_CONNECT: Duration = Duration::from_secs(1);
 /// When it is worth another try after a refusal.
@@ -76,7 +79,12 @@ pub(super) async fn run(upstream: &PhpUpstream, job: &Job, pool: &FastCgiPool) -
             Lost::Final => return Err(fault),
             // RFC 9110, section 9.2.2: "A proxy MUST NOT automatically retry non-idempotent requests."
             Lost::Unanswered if repeated || !job.is_repeatable() => return Err(fault),
-            Lost::Unanswered => repeated = true,
+            Lost::Unanswered => {
+                repeated = true;
+                sleep(WORKERS_END).await;
+                // The time in which it ran was no waiting.
+                turn = turn.max(Instant::now() + settings.queue_timeout);
+            }
             Lost::Stale => {}
             Lost::Full if Instant::now() + pause >= turn => return Err(fault),
             Lost::Full => {

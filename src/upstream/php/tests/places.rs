@@ -104,6 +104,19 @@ async fn what_fpm_has_not_begun_is_offered_again_whatever_its_method() {
 }
 
 #[tokio::test]
+async fn a_get_whose_worker_ended_is_asked_once_more_when_the_other_workers_have_ended_too() {
+    let fake = Fake::start(vec![Act::Leave, Act::Answer(whole(HEAD), 99), Act::Leave, Act::Leave]);
+    let upstream = fake.upstream(|_| {});
+    let started = Instant::now();
+    assert_eq!(ask(&upstream, get()).await.unwrap().status(), StatusCode::OK);
+    assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
+    assert_eq!(fake.seen().len(), 2);
+    assert_eq!(ask(&upstream, get()).await.err().unwrap().kind, Kind::Truncated);
+    assert_eq!(fake.seen().len(), 4);
+    until_load(&upstream, 0).await;
+}
+
+#[tokio::test]
 async fn a_pool_that_is_gone_for_too_long_is_refused_at_once_until_it_is_back() {
     let window = Duration::from_millis(300);
     let fake = Fake::start(vec![Act::Answer(whole(HEAD), 99)]);
