@@ -192,7 +192,7 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let (transport, sni, alpn) = match scheme {
         Scheme::Http => (Transport::Plain(stream), None, Alpn::H1),
         Scheme::Https => {
-            let Some(secured) = Box::pin(shake(&worker, &snapshot, stream, peer)).await else { return };
+            let Some(secured) = Box::pin(shake(&worker, &snapshot, stream, peer, is_proxy)).await else { return };
             (Transport::Tls(Box::new(secured.stream)), secured.sni, secured.alpn)
         }
     };
@@ -223,9 +223,14 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
 }
 
 /// Makes a TLS connection of `stream`, unless there are too many handshakes, or nothing comes of it.
-async fn shake(worker: &Worker, snapshot: &Snapshot, stream: TcpStream, peer: SocketAddr) -> Option<accept::Accepted> {
+async fn shake(
+    worker: &Worker,
+    snapshot: &Snapshot,
+    stream: TcpStream,
+    peer: SocketAddr,
+    is_proxy: bool,
+) -> Option<accept::Accepted> {
     let (process, tls, deadline) = (&worker.process, snapshot.tls.clone(), snapshot.timeouts.header);
-    let is_proxy = snapshot.trust.proxies.contains(peer.ip());
     // Closed without a word: any answer would take the handshake.
     let handshaking = process.admission.handshakes.begin(peer.ip(), is_proxy)?;
     let tell = |step| match step {

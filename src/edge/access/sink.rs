@@ -82,8 +82,6 @@ struct State {
     stalled: Option<Instant>,
     /// Nobody took anything of the last lines that were written.
     given_up: bool,
-    /// Something of the last lines was taken.
-    progressed: bool,
 }
 
 /// How many milliseconds a writer waits for a slow reader.
@@ -97,8 +95,9 @@ struct Patience {
 
 #[derive(Debug)]
 enum Sink {
-    Stderr,
-    Stdout,
+    /// The standard error stream, and what it leads to.
+    Stderr(FileType),
+    Stdout(FileType),
     Syslog(Syslog),
     File(File),
     /// A file that is a pipe.
@@ -109,15 +108,12 @@ impl Output {
     /// Opens `target`. A file is made if it does not exist; the system log is looked for at the first line.
     pub fn open(target: Target) -> io::Result<Output> {
         let sink = match &target {
-            Target::Stderr => Sink::Stderr,
-            Target::Stdout => Sink::Stdout,
+            Target::Stderr => Sink::Stderr(kind_of(io::stderr().as_fd())),
+            Target::Stdout => Sink::Stdout(kind_of(io::stdout().as_fd())),
             Target::Syslog => Sink::Syslog(Syslog::at(PathBuf::from(SYSLOG_SOCKET))),
             Target::File(path) => open_file(path)?,
         };
-        Ok(Output {
-            target,
-            state: Mutex::new(State { sink, torn: false, stalled: None, given_up: false, progressed: false }),
-        })
+        Ok(Output { target, state: Mutex::new(State { sink, torn: false, stalled: None, given_up: false }) })
     }
 
     /// What was opened.
@@ -140,8 +136,8 @@ impl Output {
     pub fn write(&self, severity: Severity, lines: &[u8]) -> io::Result<()> {
         let mut state = self.state();
         let patience = if state.given_up { WRITER_GIVEN_UP } else { WRITER };
-        let result = state.write(severity, lines, patience);
-        state.given_up = is_late(&result) && !state.progressed;
+        let (written, result) = state.write(severity, lines, patience);
+        state.given_up = is_late(&result) && written == 0;
         result
     }
 
@@ -150,7 +146,7 @@ impl Output {
         let mut state = self.state();
         let start = Instant::now();
         let stalled = state.stalled.is_some_and(|last| start.saturating_duration_since(last) < IMPATIENCE);
-        let result = state.write(severity, lines, if stalled { OFFER_STALLED } else { OFFER });
+        let (_, result) = state.write(severity, lines, if stalled { OFFER_STALLED } else { OFFER });
         if !stalled && (is_late(&result) || start.elapsed() >= Duration::from_millis(1)) {
             state.stalled = Some(Instant::now());
         }
@@ -162,7 +158,7 @@ impl Output {
     pub fn reopen(&self) -> io::Result<()> {
         let Target::File(path) = &self.target else { return Ok(()) };
         let sink = open_file(path)?;
-        *self.state() = State { sink, torn: false, stalled: None, given_up: false, progressed: false };
+        *self.state() = State { sink, torn: false, stalled: None, given_up: false };
         Ok(())
     }
 
@@ -172,19 +168,15 @@ impl Output {
 }
 
 impl State {
-    fn write(&mut self, severity: Severity, lines: &[u8], patience: Patience) -> io::Result<()> {
-        let State { sink, torn, progressed, .. } = self;
-        *progressed = false;
-        let mut write_whole = |write: &mut dyn FnMut(&[u8]) -> io::Result<usize>| {
-            let counted = |rest: &[u8]| write(rest).inspect(|_| *progressed = true);
-            write_whole(lines, torn, patience, counted)
-        };
+    /// How many bytes were written, and what stopped it.
+    fn write(&mut self, severity: Severity, lines: &[u8], patience: Patience) -> (usize, io::Result<()>) {
+        let State { sink, torn, .. } = self;
         match sink {
-            Sink::Syslog(syslog) => syslog.write(severity, lines),
-            Sink::Stderr => write_whole(&mut |rest| put(io::stderr().as_fd(), rest)),
-            Sink::Stdout => write_whole(&mut |rest| put(io::stdout().as_fd(), rest)),
-            Sink::File(file) => write_whole(&mut |rest| file.write(rest)),
-            Sink::Pipe(file) => write_whole(&mut |rest| file.write(whole_lines(rest))),
+            Sink::Syslog(syslog) => (0, syslog.write(severity, lines)),
+            Sink::Stderr(kind) => write_whole(lines, torn, patience, |rest| put(io::stderr().as_fd(), *kind, rest)),
+            Sink::Stdout(kind) => write_whole(lines, torn, patience, |rest| put(io::stdout().as_fd(), *kind, rest)),
+            Sink::File(file) => write_whole(lines, torn, patience, |rest| file.write(rest)),
+            Sink::Pipe(file) => write_whole(lines, torn, patience, |rest| file.write(whole_lines(rest))),
         }
     }
 }
@@ -193,10 +185,13 @@ fn is_late(result: &io::Result<()>) -> bool {
     result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
+fn kind_of(stream: BorrowedFd<'_>) -> FileType {
+    fstat(stream).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))
+}
+
 /// Writes to a standard stream. One that we were given may block, and it is not ours to change that: the write itself says
 /// that it must not, as another writer of the same pipe could take the room between a question and a write.
-fn put(stream: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-    let kind = FileType::from_raw_mode(fstat(stream)?.st_mode);
+fn put(stream: BorrowedFd<'_>, kind: FileType, bytes: &[u8]) -> io::Result<usize> {
     if kind == FileType::RegularFile {
         // Some file systems would refuse what only takes a moment.
         return Ok(rustix::io::write(stream, bytes)?);
@@ -236,20 +231,24 @@ fn open_file(path: &Path) -> io::Result<Sink> {
     Ok(if file.metadata()?.file_type().is_fifo() { Sink::Pipe(file) } else { Sink::File(file) })
 }
 
-/// Writes whole lines; `torn` remembers that the last one before them has no end yet.
+/// Writes whole lines; `torn` remembers that the last one before them has no end yet. How much of them was written, and what
+/// stopped it.
 fn write_whole(
     lines: &[u8],
     torn: &mut bool,
     patience: Patience,
     mut write: impl FnMut(&[u8]) -> io::Result<usize>,
-) -> io::Result<()> {
+) -> (usize, io::Result<()>) {
     if *torn {
-        write_fully(b"\n", patience, &mut write).1?;
+        let (_, result) = write_fully(b"\n", patience, &mut write);
+        if result.is_err() {
+            return (0, result);
+        }
         *torn = false;
     }
     let (written, result) = write_fully(lines, patience, write);
     *torn = written > 0 && lines.get(written - 1) != Some(&b'\n');
-    result
+    (written, result)
 }
 
 /// Writes all of `bytes`; how many were written, and what stopped it.
@@ -437,7 +436,8 @@ mod tests {
 
     #[test]
     fn a_standard_stream_that_nobody_reads_holds_nobody_up() {
-        for put in [put, put_if_ready] {
+        let to_pipe = |stream: BorrowedFd<'_>, bytes: &[u8]| put(stream, FileType::Fifo, bytes);
+        for put in [to_pipe, put_if_ready] {
             let (reader, writer) = io::pipe().unwrap();
             let mut written = 0;
             let error = loop {
@@ -456,7 +456,7 @@ mod tests {
         let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         let device = OpenOptions::new().write(true).open("/dev/null").unwrap();
         for stream in [file.as_fd(), socket.as_fd(), device.as_fd()] {
-            assert_eq!(put(stream, b"line\n").unwrap(), 5);
+            assert_eq!(put(stream, kind_of(stream), b"line\n").unwrap(), 5);
         }
     }
 
