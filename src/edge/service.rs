@@ -111,6 +111,13 @@ async fn travel(
     let body = limit(body, request.headers.get(header::CONTENT_LENGTH), site.max_body)?;
     let fields = FileFields::keep(site, &request);
     let path = route.rewrite(&request.path);
+    // Of all that a back end would be told a file needs nothing.
+    if let Action::Files { files, .. } = &route.action
+        && site.request_headers.is_empty()
+        && let Some(file) = files.recall(path.as_ref().unwrap_or(&request.path), &connection.worker.files)
+    {
+        return answer(file, asked(site, &request.method, &request.headers)).map(Reply::Response);
+    }
     let mut request = request.forward(path, route.takes_sockets());
     request.user = user;
     request.server_name = site.stand_in_name(&request.authority.host);
@@ -141,29 +148,33 @@ async fn send(
             // As with nginx: what the file says in words is the answer, a bare status is an error like others.
             Ok(Reply::Response(if body.is_empty() { site.error_pages.dress(response).await } else { response }))
         }
-        Action::Files { files, php, http } => match files.find(&request.path, &request.method)? {
-            Found::File(file) => {
-                let (method, headers) = (&request.method, &request.headers);
-                let asked = Asked { method, headers, precompressed: site.answers.compress, now: SystemTime::now() };
-                answer(file, asked).map(Reply::Response)
+        Action::Files { files, php, http } => {
+            match files.find_and_keep(&request.path, &request.method, &worker.files)? {
+                Found::File(file) => answer(file, asked(site, &request.method, &request.headers)).map(Reply::Response),
+                Found::Redirect(status) => {
+                    Ok(Reply::Response(folder_redirect(status, &request.original, request.query.as_deref())))
+                }
+                Found::Status(status) => {
+                    let response = redirect::respond(status, Default::default(), "");
+                    Ok(Reply::Response(site.error_pages.dress(response).await))
+                }
+                Found::Script(script) => match php {
+                    // Boxed: a request to another back end needs no room for it.
+                    Some(php) => Box::pin(php.send(request, body, script, &worker.fastcgi)).await.map(Reply::Response),
+                    None => Err(Fault::new(Kind::NotFound, "a script, but the route has no php")),
+                },
+                Found::Upstream => match http {
+                    Some(upstream) => upstream.send(request, body, &worker.pool).await,
+                    None => Err(Fault::new(Kind::NotFound, format!("site {} has no upstream", site.name))),
+                },
             }
-            Found::Redirect(status) => {
-                Ok(Reply::Response(folder_redirect(status, &request.original, request.query.as_deref())))
-            }
-            Found::Status(status) => {
-                let response = redirect::respond(status, Default::default(), "");
-                Ok(Reply::Response(site.error_pages.dress(response).await))
-            }
-            Found::Script(script) => match php {
-                Some(php) => php.send(request, body, script, &worker.fastcgi).await.map(Reply::Response),
-                None => Err(Fault::new(Kind::NotFound, "a script, but the route has no php")),
-            },
-            Found::Upstream => match http {
-                Some(upstream) => upstream.send(request, body, &worker.pool).await,
-                None => Err(Fault::new(Kind::NotFound, format!("site {} has no upstream", site.name))),
-            },
-        },
+        }
     }
+}
+
+/// What a request says that a file's answer depends on.
+fn asked<'r>(site: &Site, method: &'r Method, headers: &'r HeaderMap) -> Asked<'r> {
+    Asked { method, headers, precompressed: site.answers.compress, now: SystemTime::now() }
 }
 
 /// Refuses a body that says it is too long before a byte of it is read, and one that turns out to be.

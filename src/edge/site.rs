@@ -162,6 +162,11 @@ pub struct Edits {
 }
 
 impl Edits {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
     /// Carries the changes out.
     pub fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.remove {

@@ -19,6 +19,7 @@ use crate::edge::listener::{self, BoundListener};
 use crate::edge::process::Process;
 use crate::tls::turns::Turns;
 use crate::tunnel::poller::Poller;
+use crate::upstream::files::lately::Lately;
 use crate::upstream::http::Pool;
 use crate::upstream::php::FastCgiPool;
 
@@ -43,6 +44,8 @@ pub struct Worker {
     pub pool: Pool,
     /// Idle FastCGI connections.
     pub fastcgi: FastCgiPool,
+    /// Small files that were asked for lately.
+    pub files: Lately,
     /// Cancelled when requests have had their time: connections end that carry no tunnel.
     pub cut: CancellationToken,
     /// The plain sockets of tunnels.
@@ -64,6 +67,7 @@ impl Worker {
             process,
             pool: Pool::default(),
             fastcgi: FastCgiPool::default(),
+            files: Lately::default(),
             cut: CancellationToken::new(),
             poller: Poller::new()?,
             guests: Guests::default(),
@@ -180,7 +184,7 @@ async fn at(time: Option<Instant>) {
 }
 
 /// An idle FastCGI connection holds an FPM worker: it goes when its time is over, also where no request comes by. So
-/// does what a crowd of tunnels had in common. Tunnels whose deadline is near are woken to set timers of their own. What
+/// does what a crowd of tunnels had in common, and what is known of files. Tunnels whose deadline is near are woken to set timers of their own. What
 /// was refused meanwhile is told.
 async fn sweep(worker: Rc<Worker>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -190,6 +194,7 @@ async fn sweep(worker: Rc<Worker>) {
             worker.fastcgi.sweep();
         }
         worker.farewells.sweep();
+        worker.files.sweep();
         worker.process.tunnels.wake_due(Instant::now());
         let now = std::time::Instant::now();
         let process = &worker.process;

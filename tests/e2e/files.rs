@@ -1,9 +1,10 @@
 //! Files on disk.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Fpm, Proxy, World, program};
+use crate::harness::{Fpm, Proxy, SOON, World, program, wait_until};
 use crate::php;
 
 fn start(world: &World) -> (Fpm, Proxy) {
@@ -66,6 +67,50 @@ fn ranges_are_answered_with_their_bytes() {
     proxy.curl("app.test").arg("-r").arg("0-1").header("If-Range: \"other\"").get("/hello.txt").expect(200);
     let several = ask("0-1,6-9").text();
     assert!(several.contains("from") || several == "hello from a file\n", "{several}");
+}
+
+#[test]
+fn a_file_that_was_just_asked_for_is_answered_alike_and_its_successor_at_once() {
+    let world = World::new();
+    let (_fpm, proxy) = start(&world);
+    let root = world.path("php/public");
+    let file = root.join("hello.txt");
+    // What was changed a moment ago is read anew each time, and not what this is about.
+    wait_until("the file is some seconds old", SOON, || {
+        let changed = std::time::Duration::from_secs(file.metadata().unwrap().ctime().cast_unsigned());
+        (std::time::UNIX_EPOCH + changed).elapsed().is_ok_and(|age| age > std::time::Duration::from_secs(4))
+    });
+    let mut raw = proxy.raw(&world, "app.test");
+    let mut ask = |method: &str, field: &str, length: usize| {
+        raw.send(format!("{method} /hello.txt HTTP/1.1\r\nHost: app.test\r\n{field}\r\n"));
+        let (status, head) = raw.head();
+        (status, head.to_lowercase(), String::from_utf8(raw.exactly(length)).unwrap())
+    };
+    let (first, second) = (ask("GET", "", 18), ask("GET", "", 18));
+    assert_eq!((first.0, first.2.as_str()), (200, "hello from a file\n"));
+    let fields = |head: &str| head.lines().filter(|line| !line.starts_with("date:")).collect::<Vec<_>>().join("\n");
+    assert_eq!((fields(&first.1), &first.2), (fields(&second.1), &second.2));
+    assert_eq!(ask("GET", "Range: bytes=6-9\r\n", 4).2, "from");
+    assert_eq!(ask("GET", "If-None-Match: *\r\n", 0).0, 304);
+    assert!(ask("HEAD", "", 0).1.contains("content-length: 18\r\n"));
+    assert_eq!(ask("POST", "Content-Length: 0\r\n", 0).0, 405);
+
+    let mut raw = proxy.raw(&world, "app.test");
+    let mut ask = || {
+        raw.send("GET /hello.txt HTTP/1.1\r\nHost: app.test\r\n\r\n");
+        let (status, head) = raw.head();
+        let length =
+            head.to_lowercase().split_once("content-length: ").unwrap().1.lines().next().unwrap().parse().unwrap();
+        (status, String::from_utf8(raw.exactly(length)).unwrap())
+    };
+    ask();
+    std::fs::write(root.join("new.txt"), "another file of a\n").unwrap();
+    std::fs::rename(root.join("new.txt"), &file).unwrap();
+    assert_eq!(ask(), (200, "another file of a\n".to_owned()));
+    std::fs::write(&file, "a file in its place").unwrap();
+    assert_eq!(ask(), (200, "a file in its place".to_owned()));
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(ask().0, 200, "the front controller's");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::http::body::Body;
 use crate::http::path::CanonicalPath;
 use crate::upstream::files::encoding::{Accepted, Coding, is_compressible};
 use crate::upstream::files::range::Span;
-use crate::upstream::files::root::{OpenFile, Root};
+use crate::upstream::files::root::{Content, OpenFile, Root};
 use crate::upstream::files::validator::{Outcome, Validators};
 use crate::upstream::files::{media, stream};
 
@@ -34,7 +34,10 @@ pub fn answer(file: OpenFile, asked: Asked<'_>) -> Result<Response<Body>, Fault>
     if !matches!(*asked.method, Method::GET | Method::HEAD) {
         return Err(Fault::new(Kind::ReadOnly, "a file is read with GET and HEAD only"));
     }
-    let media = media::content_type(file_name(&file.name));
+    let media = match &file.content {
+        Content::Memory(file) => file.media.clone(),
+        Content::Disk(_) => media::content_type(&file.name),
+    };
     let negotiable = asked.precompressed && is_compressible(media.as_bytes());
     let (file, coding) = if negotiable { negotiate(file, asked.headers) } else { (file, None) };
     let mut headers = HeaderMap::with_capacity(8);
@@ -62,7 +65,7 @@ pub fn answer_accel(
         back_end.remove(name);
     }
     if !back_end.contains_key(header::CONTENT_TYPE) {
-        back_end.insert(header::CONTENT_TYPE, media::content_type(file_name(&file.name)));
+        back_end.insert(header::CONTENT_TYPE, media::content_type(&file.name));
     }
     if matches!(*asked.method, Method::GET | Method::HEAD) {
         return Ok(represent(file, None, asked, back_end));
@@ -119,7 +122,10 @@ fn negotiate(file: OpenFile, headers: &HeaderMap) -> (OpenFile, Option<Coding>) 
 }
 
 fn represent(file: OpenFile, coding: Option<Coding>, asked: Asked<'_>, headers: HeaderMap) -> Response<Body> {
-    let validators = Validators::of(file.size, file.modified, coding, asked.now);
+    let validators = match (&file.content, coding) {
+        (Content::Memory(file), None) => file.validators.clone(),
+        _ => Validators::of(file.size, file.modified, coding, asked.now),
+    };
     let mut response = Response::new(Body::Empty);
     *response.headers_mut() = headers;
     let headers = response.headers_mut();
@@ -146,7 +152,7 @@ fn represent(file: OpenFile, coding: Option<Coding>, asked: Asked<'_>, headers: 
     };
     response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     if *asked.method == Method::GET {
-        *response.body_mut() = stream::body(file.fd, first, length);
+        *response.body_mut() = stream::body(file.content, first, length);
     }
     response
 }
@@ -177,10 +183,6 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: String) {
     if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
     }
-}
-
-fn file_name(path: &[u8]) -> &[u8] {
-    path.rsplit(|b| *b == b'/').next().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -54,14 +54,15 @@ impl Accepted {
                 let name = parts.next().unwrap_or_default();
                 let Some(weight) = weight(parts) else { continue };
                 let [zstd, brotli, gzip, identity] = &mut named;
-                let place = match name.to_ascii_lowercase().as_slice() {
-                    b"zstd" => zstd,
-                    b"br" => brotli,
+                let is = |coding: &[u8]| name.eq_ignore_ascii_case(coding);
+                let place = match () {
+                    () if is(b"zstd") => zstd,
+                    () if is(b"br") => brotli,
                     // RFC 9110, section 8.4.1.3: "a recipient SHOULD consider "x-gzip" to be equivalent to "gzip"".
-                    b"gzip" | b"x-gzip" => gzip,
-                    b"identity" => identity,
-                    b"*" => &mut any,
-                    _ => continue,
+                    () if is(b"gzip") || is(b"x-gzip") => gzip,
+                    () if is(b"identity") => identity,
+                    () if is(b"*") => &mut any,
+                    () => continue,
                 };
                 *place = Some(weight);
             }
@@ -100,9 +101,10 @@ impl Accepted {
 /// Whether bodies of this `Content-Type` shrink when they are compressed and may be: an allow-list. Event streams are
 /// not on it: each event is small, and each has to leave at once.
 pub fn is_compressible(content_type: &[u8]) -> bool {
-    let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
-    if essence.starts_with(b"text/") {
-        return essence != b"text/event-stream";
+    let essence = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    let is = |name: &[u8]| essence.eq_ignore_ascii_case(name);
+    if essence.get(..5).is_some_and(|family| family.eq_ignore_ascii_case(b"text/")) {
+        return !is(b"text/event-stream");
     }
     let listed: [&[u8]; 17] = [
         b"application/javascript",
@@ -123,7 +125,8 @@ pub fn is_compressible(content_type: &[u8]) -> bool {
         b"image/x-icon",
         b"image/bmp",
     ];
-    listed.contains(&essence.as_slice()) || essence.ends_with(b"+json") || essence.ends_with(b"+xml")
+    let suffix = essence.iter().rposition(|b| *b == b'+').and_then(|at| essence.get(at..)).unwrap_or_default();
+    listed.into_iter().any(is) || suffix.eq_ignore_ascii_case(b"+json") || suffix.eq_ignore_ascii_case(b"+xml")
 }
 
 /// The `q` of a member's parameters in thousandths; 1000 without one, `None` where it is malformed.

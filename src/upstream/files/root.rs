@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::http::HeaderValue;
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::base::fault::{Fault, Kind};
-use crate::upstream::files::validator::Modified;
+use crate::upstream::files::validator::{Modified, Validators};
 
 /// How long the resolved name of a root is believed while the folder behind it stays the same one.
 const RESOLVED_FOR: Duration = Duration::from_secs(1);
@@ -40,16 +42,58 @@ pub struct Folder {
 }
 
 /// A regular file, open for reading.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct OpenFile {
-    pub(super) fd: Arc<OwnedFd>,
+    pub(super) content: Content,
     pub(super) folder: Arc<Folder>,
+    pub(super) identity: Identity,
     /// The name below the root, no leading slash.
     pub name: Vec<u8>,
     /// Bytes, when it was opened.
     pub size: u64,
     /// Its last change, when it was opened.
     pub modified: Modified,
+}
+
+/// Where the bytes of a file are.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    Disk(Arc<OwnedFd>),
+    Memory(Arc<InMemory>),
+}
+
+/// A small file, and what every answer with it says.
+#[derive(Debug)]
+pub(super) struct InMemory {
+    pub(super) bytes: Bytes,
+    pub(super) media: HeaderValue,
+    pub(super) validators: Validators,
+}
+
+/// What tells one state of one file from all others: no write, rename or change of rights leaves it as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    pub(super) size: i64,
+    /// Of the content.
+    pub(super) modified: Modified,
+    /// Of the content, the name or the rights; nobody can set it.
+    pub(super) changed: Modified,
+}
+
+impl Identity {
+    pub(super) fn of(stat: &Stat) -> Identity {
+        let (device, inode) = identity(stat);
+        let time = |seconds, nanoseconds| Modified { seconds, nanoseconds: u32::try_from(nanoseconds).unwrap_or(0) };
+        Identity {
+            device,
+            inode,
+            size: stat.st_size,
+            modified: time(stat.st_mtime, stat.st_mtime_nsec),
+            changed: time(stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
 }
 
 /// Why there is nothing to open.
@@ -140,13 +184,14 @@ impl Folder {
         let fd = self.walk(name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let stat = rustix::fs::fstat(&fd).map_err(sort)?;
         check_regular(&stat)?;
-        let modified = Modified { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) };
+        let identity = Identity::of(&stat);
         Ok(OpenFile {
-            fd: Arc::new(fd),
+            content: Content::Disk(Arc::new(fd)),
             folder: Arc::clone(self),
+            identity,
             name: name.to_vec(),
             size: u64::try_from(stat.st_size).unwrap_or(0),
-            modified,
+            modified: identity.modified,
         })
     }
 
@@ -197,7 +242,10 @@ impl OpenFile {
     /// All of it, for what is kept in memory. Waits for the disk. Fails where it is longer than `most` bytes.
     pub fn read(&self, most: u64) -> io::Result<Vec<u8>> {
         let mut content = Vec::new();
-        std::fs::File::from(self.fd.try_clone()?).take(most + 1).read_to_end(&mut content)?;
+        match &self.content {
+            Content::Disk(fd) => std::fs::File::from(fd.try_clone()?).take(most + 1).read_to_end(&mut content)?,
+            Content::Memory(file) => file.bytes.as_ref().take(most + 1).read_to_end(&mut content)?,
+        };
         if content.len() as u64 > most {
             return Err(io::Error::other(format!("it is larger than {most} bytes")));
         }

@@ -15,28 +15,37 @@ use tokio::task::JoinHandle;
 
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
+use crate::upstream::files::root::Content;
 
 /// Up to this size a file is read at once and leaves in one piece with its head.
-pub const SMALL: u64 = 16 * 1024;
+const SMALL: u64 = 16 * 1024;
 
 /// Bytes of one read of a larger file.
 const CHUNK: usize = 64 * 1024;
 
-/// The bytes `first..first + length` of `fd` as a body.
-pub fn body(fd: Arc<OwnedFd>, first: u64, length: u64) -> Body {
+/// The bytes `first..first + length` of `content` as a body.
+pub(super) fn body(content: Content, first: u64, length: u64) -> Body {
     if length == 0 {
         return Body::Empty;
     }
-    if length <= SMALL
-        && let Some(bytes) = read_cached(&fd, first, length)
-    {
+    let fd = match content {
+        Content::Disk(fd) => fd,
+        Content::Memory(file) => {
+            let span = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(file.bytes.len());
+            return Body::Full(file.bytes.slice(span(first)..span(first.saturating_add(length))));
+        }
+    };
+    if let Some(bytes) = read_small(&fd, first, length) {
         return Body::Full(bytes);
     }
     Body::stream(FileBody { fd, at: first, left: length, spare: Spare::default(), state: State::Ready })
 }
 
-/// All of a small span, if the page cache has it all.
-fn read_cached(fd: &OwnedFd, first: u64, length: u64) -> Option<Bytes> {
+/// All of a span, if it is small and the page cache has it all.
+pub(super) fn read_small(fd: &OwnedFd, first: u64, length: u64) -> Option<Bytes> {
+    if length > SMALL {
+        return None;
+    }
     let mut buffer = vec![0; usize::try_from(length).ok()?];
     let read = rustix::io::preadv2(fd, &mut [IoSliceMut::new(&mut buffer)], first, ReadWriteFlags::NOWAIT).ok()?;
     (read == buffer.len()).then(|| Bytes::from(buffer))
@@ -174,6 +183,10 @@ mod tests {
         Arc::new(file.into())
     }
 
+    fn body(fd: Arc<OwnedFd>, first: u64, length: u64) -> Body {
+        super::body(Content::Disk(fd), first, length)
+    }
+
     fn pattern(length: usize) -> Vec<u8> {
         (0..length).map(|i| (i % 251) as u8).collect()
     }
@@ -214,7 +227,7 @@ mod tests {
         let fault = body.frame().await.unwrap().unwrap_err();
         assert_eq!(fault.kind, Kind::Truncated);
         assert!(body.frame().await.is_none());
-        let small = super::body(file(b"abc"), 0, 10).collect().await;
+        let small = self::body(file(b"abc"), 0, 10).collect().await;
         assert_eq!(small.unwrap_err().kind, Kind::Truncated, "a small one too");
     }
 
@@ -223,7 +236,7 @@ mod tests {
         // procfs refuses RWF_NOWAIT, so this takes the slow way on every machine.
         let fd: OwnedFd = std::fs::File::open("/proc/version").unwrap().into();
         let want = std::fs::read("/proc/version").unwrap();
-        assert!(read_cached(&fd, 0, want.len() as u64).is_none());
+        assert!(read_small(&fd, 0, want.len() as u64).is_none());
         let got = body(Arc::new(fd), 0, want.len() as u64).collect().await.unwrap().to_bytes();
         assert!(got == want);
         // On a disk the kernel may forget the pages when it is asked to; the bytes are the same either way.

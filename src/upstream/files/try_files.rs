@@ -9,6 +9,7 @@ use ::http::{Method, StatusCode};
 
 use crate::base::fault::{Fault, Kind};
 use crate::http::path::CanonicalPath;
+use crate::upstream::files::lately::Lately;
 use crate::upstream::files::path;
 use crate::upstream::files::root::{Folder, OpenError, OpenFile, Root};
 use crate::upstream::php::Script;
@@ -107,6 +108,31 @@ impl TryFiles {
     /// The root that files are looked for in.
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// The file that answers `path`, if it is one of those that were read `lately`.
+    pub fn recall(&self, path: &CanonicalPath, lately: &Lately) -> Option<OpenFile> {
+        lately.recall(self.root.path(), self.own_name(path.decoded())?)
+    }
+
+    /// As [`find`](Self::find); the path's own file is kept in `lately`.
+    pub fn find_and_keep(&self, path: &CanonicalPath, method: &Method, lately: &Lately) -> Result<Found, Fault> {
+        Ok(match self.find(path, method)? {
+            Found::File(file) if self.own_name(path.decoded()) == Some(&file.name) => {
+                Found::File(lately.keep(self.root.path(), file))
+            }
+            found => found,
+        })
+    }
+
+    /// The name of the path's own file below the root, where that file, if there is one, is the answer.
+    fn own_name<'p>(&self, path: &'p [u8]) -> Option<&'p [u8]> {
+        let may_be_file = self.steps.first() == Some(&Step::Path)
+            && !path.ends_with(b"/")
+            && (self.dotfiles || !path::is_hidden(path))
+            && !path::names_script(path)
+            && !self.is_private(path);
+        if may_be_file { path.strip_prefix(b"/") } else { None }
     }
 
     /// What answers `path`. `NotFound` where nothing does or nothing may; `Forbidden` where a file is there that may

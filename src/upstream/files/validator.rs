@@ -19,9 +19,9 @@ pub struct Modified {
 #[derive(Debug, Clone)]
 pub struct Validators {
     /// A strong entity tag, quotes included.
-    pub etag: String,
-    /// The last change in whole seconds since 1970; `None` where an HTTP date cannot say it.
-    pub last_modified: Option<u64>,
+    pub etag: HeaderValue,
+    /// The last change in whole seconds since 1970, and as a date; `None` where an HTTP date cannot say it.
+    pub last_modified: Option<(u64, HeaderValue)>,
 }
 
 /// What the conditions of a request come to.
@@ -45,24 +45,25 @@ impl Validators {
         let suffix = coding.map_or("", Coding::name);
         let dash = if suffix.is_empty() { "" } else { "-" };
         let etag = format!("\"{:x}.{:x}-{size:x}{dash}{suffix}\"", modified.seconds, modified.nanoseconds);
+        // Hexadecimal digits and names of ours: never refused.
+        let etag = HeaderValue::try_from(etag).unwrap_or(HeaderValue::from_static("\"\""));
         let today = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         // Section 8.8.2.1: an origin server "MUST NOT generate a Last-Modified date that is later than the server's
         // time of message origination".
         let last_modified =
             u64::try_from(modified.seconds).ok().map(|seconds| seconds.min(today)).filter(|s| *s < YEAR_10000);
-        Validators { etag, last_modified }
+        let dated = |seconds| {
+            let date = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+            Some((seconds, HeaderValue::try_from(date).ok()?))
+        };
+        Validators { etag, last_modified: last_modified.and_then(dated) }
     }
 
     /// Sets `ETag` and `Last-Modified`.
     pub fn write(&self, headers: &mut HeaderMap) {
-        if let Ok(value) = HeaderValue::from_str(&self.etag) {
-            headers.insert(header::ETAG, value);
-        }
-        if let Some(seconds) = self.last_modified {
-            let date = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-            if let Ok(value) = HeaderValue::from_str(&date) {
-                headers.insert(header::LAST_MODIFIED, value);
-            }
+        headers.insert(header::ETAG, self.etag.clone());
+        if let Some((_, date)) = &self.last_modified {
+            headers.insert(header::LAST_MODIFIED, date.clone());
         }
     }
 
@@ -73,8 +74,8 @@ impl Validators {
             if !self.is_listed(headers, header::IF_MATCH, Comparison::Strong) {
                 return Outcome::Failed;
             }
-        } else if let (Some(date), Some(last)) = (date(headers, header::IF_UNMODIFIED_SINCE), self.last_modified)
-            && last > date
+        } else if let (Some(date), Some((last, _))) = (date(headers, header::IF_UNMODIFIED_SINCE), &self.last_modified)
+            && *last > date
         {
             return Outcome::Failed;
         }
@@ -83,8 +84,8 @@ impl Validators {
             if self.is_listed(headers, header::IF_NONE_MATCH, Comparison::Weak) {
                 return Outcome::NotModified;
             }
-        } else if let (Some(date), Some(last)) = (date(headers, header::IF_MODIFIED_SINCE), self.last_modified)
-            && last <= date
+        } else if let (Some(date), Some((last, _))) = (date(headers, header::IF_MODIFIED_SINCE), &self.last_modified)
+            && *last <= date
         {
             return Outcome::NotModified;
         }
@@ -102,7 +103,8 @@ impl Validators {
         // Section 13.1.5: "If the HTTP-date validator provided is not a strong validator [...] the condition is
         // false", and one that "exactly matches" is true. A change in this very second may be followed by another.
         let today = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        date(headers, header::IF_RANGE).is_some_and(|date| self.last_modified == Some(date) && date < today)
+        let last = self.last_modified.as_ref().map(|(last, _)| *last);
+        date(headers, header::IF_RANGE).is_some_and(|date| last == Some(date) && date < today)
     }
 
     fn is_listed(&self, headers: &HeaderMap, name: HeaderName, comparison: Comparison) -> bool {
@@ -165,7 +167,10 @@ mod tests {
     }
 
     fn validators() -> Validators {
-        Validators { etag: "\"a\"".into(), last_modified: Some(CHANGED) }
+        Validators {
+            etag: HeaderValue::from_static("\"a\""),
+            last_modified: Some((CHANGED, HeaderValue::from_static(AT))),
+        }
     }
 
     fn weigh(method: Method, fields: &[(HeaderName, &str)]) -> Outcome {
@@ -237,7 +242,8 @@ mod tests {
     #[test]
     fn tags_differ_by_size_time_and_coding_and_are_strong() {
         let time = Modified { seconds: 5, nanoseconds: 7 };
-        let tag = |size, modified, coding| Validators::of(size, modified, coding, at(100)).etag;
+        let tag =
+            |size, modified, coding| Validators::of(size, modified, coding, at(100)).etag.to_str().unwrap().to_owned();
         let all = [
             tag(1, time, None),
             tag(2, time, None),
@@ -254,7 +260,10 @@ mod tests {
 
     #[test]
     fn dates_that_http_cannot_write_or_that_lie_ahead_are_not_sent() {
-        let of = |seconds, now| Validators::of(1, Modified { seconds, nanoseconds: 0 }, None, at(now)).last_modified;
+        let of = |seconds, now| {
+            let validators = Validators::of(1, Modified { seconds, nanoseconds: 0 }, None, at(now));
+            validators.last_modified.map(|(seconds, _)| seconds)
+        };
         assert_eq!(of(50, 100), Some(50));
         assert_eq!(of(500, 100), Some(100), "the future is cut to now");
         assert_eq!(of(-1, 100), None);
