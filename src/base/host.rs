@@ -1,6 +1,7 @@
 //! Host names and authorities, by a grammar of our own that is stricter than RFC 3986: a DNS name, an IPv4
 //! address, or an IPv6 address in brackets; nothing else is a host.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -97,6 +98,15 @@ impl Authority {
             Some(_) => return Err(InvalidHost::Port),
         };
         Ok(Authority { host: Host::parse(host)?, port })
+    }
+
+    /// As it stands in a `Host` field.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self.port {
+            // Not by way of a formatter, which takes ten times as long: this is done for every request.
+            Some(port) => Cow::Owned([self.host.as_str(), ":", &port.to_string()].concat()),
+            None => Cow::Borrowed(self.host.as_str()),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, Method};
 
 use crate::base::fault::{Fault, Kind};
 use crate::edge::site::Site;
+use crate::http::hop::drop_all;
 use crate::http::path::CanonicalPath;
 use crate::http::request::ClientRequest;
 use crate::upstream::Reply;
@@ -49,9 +50,7 @@ impl FileFields {
 pub fn follow(site: &Site, fields: &FileFields, reply: Reply) -> Result<Reply, Fault> {
     let Reply::Response(mut response) = reply else { return Ok(reply) };
     let target = response.headers().get(REDIRECT).cloned();
-    for name in INSTRUCTIONS {
-        response.headers_mut().remove(name);
-    }
+    drop_all(response.headers_mut(), |field| INSTRUCTIONS.contains(&field.as_str()));
     let Some(target) = target.filter(|_| !site.accel.is_empty()) else { return Ok(Reply::Response(response)) };
     let path = target.to_str().ok().and_then(|text| CanonicalPath::parse(text.split('?').next()?).ok());
     let (root, rest) = path

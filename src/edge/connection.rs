@@ -366,6 +366,8 @@ struct LocalExecutor {
 impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
         let LocalExecutor { write } = *self;
+        // Once in a place of its own: each future around it would else hold it again.
+        let future = Box::pin(future);
         // A stream's task comes from the connection's; one that a stream's task starts carries the bytes of its tunnel.
         if let Some(carrier) = stall::take_carrier() {
             tokio::task::spawn_local(carrier.run(future, write));

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::base::host::Authority;
 use crate::http::forwarded_field;
+use crate::http::hop::drop_all;
 use crate::http::request::{Arrival, Client, Scheme, Trust, effective_port};
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -53,15 +54,21 @@ pub fn client(arrival: Arrival, headers: &HeaderMap, trust: &Trust) -> Client {
 /// proxy's -Host and -Port stay; its chain in X-Forwarded-For stays, with its address appended, where that is the field
 /// that the client was read from.
 pub fn set(headers: &mut HeaderMap, authority: &Authority, client: &Client) {
-    let last = if headers.contains_key(FOR) { client.arrival.peer.ip().to_canonical() } else { client.address };
-    append(headers, FOR, last.to_string().as_bytes());
-    insert(headers, PROTO, client.scheme.as_str());
-    insert(headers, REAL_IP, &client.address.to_string());
-    if !(client.trusted && headers.contains_key(HOST)) {
-        insert(headers, HOST, &authority.to_string());
+    let address = text_of(client.address);
+    if headers.contains_key(FOR) {
+        append(headers, FOR, text_of(client.arrival.peer.ip().to_canonical()).as_bytes());
+    } else {
+        headers.insert(FOR, address.clone());
+    }
+    headers.insert(PROTO, HeaderValue::from_static(client.scheme.as_str()));
+    headers.insert(REAL_IP, address);
+    if !(client.trusted && headers.contains_key(HOST))
+        && let Ok(value) = HeaderValue::from_str(&authority.text())
+    {
+        headers.insert(HOST, value);
     }
     if !(client.trusted && headers.contains_key(PORT)) {
-        insert(headers, PORT, &effective_port(authority, client.scheme).to_string());
+        headers.insert(PORT, HeaderValue::from(effective_port(authority, client.scheme)));
     }
 }
 
@@ -95,15 +102,7 @@ pub(super) fn drop_doubtful(headers: &mut HeaderMap, names: &[&'static str], cli
         }
     }
     if is_cloudflare {
-        drop_all(headers, |name| name.starts_with("x-forwarded-") && name != FOR.as_str() && name != PROTO.as_str());
-    }
-}
-
-/// Removes the fields whose names `doubtful` knows.
-pub(super) fn drop_all(headers: &mut HeaderMap, doubtful: impl Fn(&str) -> bool) {
-    let names: Vec<HeaderName> = headers.keys().filter(|name| doubtful(name.as_str())).cloned().collect();
-    for name in names {
-        headers.remove(name);
+        drop_all(headers, |name| name.as_str().starts_with("x-forwarded-") && *name != FOR && *name != PROTO);
     }
 }
 
@@ -170,10 +169,26 @@ pub(super) fn parse_address(text: &[u8]) -> Option<IpAddr> {
     text.strip_prefix('[')?.strip_suffix(']')?.parse::<std::net::Ipv6Addr>().ok().map(IpAddr::V6)
 }
 
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
+/// `address` as text.
+fn text_of(address: IpAddr) -> HeaderValue {
+    let text = match address {
+        // Every request has one, and the standard library takes as long for it as for all that is set here.
+        IpAddr::V4(address) => {
+            let mut text = Vec::with_capacity("255.255.255.255".len());
+            for (at, octet) in address.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push(b'.');
+                }
+                let digits = [octet / 100, octet / 10 % 10, octet % 10].map(|digit| b'0' + digit);
+                let leading_zeroes = usize::from(octet < 100) + usize::from(octet < 10);
+                text.extend_from_slice(digits.get(leading_zeroes..).unwrap_or_default());
+            }
+            text
+        }
+        IpAddr::V6(address) => address.to_string().into_bytes(),
+    };
+    // Digits, dots, colons and letters: never refused.
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 /// Makes one line of all lines of a list field and `last`.
@@ -220,6 +235,15 @@ mod tests {
 
     fn address(peer: &str, field: &str) -> String {
         read("x-forwarded-for", peer, &[("x-forwarded-for", field)]).address.to_string()
+    }
+
+    #[test]
+    fn addresses_are_written_as_the_standard_library_writes_them() {
+        for octet in 0..=255 {
+            let address = std::net::Ipv4Addr::new(octet, 255 - octet, 0, 10);
+            assert_eq!(text_of(address.into()), address.to_string());
+        }
+        assert_eq!(text_of("2001:db8::1".parse().unwrap()), "2001:db8::1");
     }
 
     #[test]

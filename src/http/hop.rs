@@ -55,6 +55,10 @@ const ADDRESSES: [&str; 32] = [
     "x-proxyuser-ip",
 ];
 
+/// What makes a WebSocket handshake.
+const HANDSHAKE: [&str; 4] =
+    ["sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol"];
+
 /// What else only a trusted proxy may claim, beside all of X-Forwarded-* and CF-*.
 const CLAIMS: [&str; 6] =
     ["x-forwarded", "x-original-host", "x-original-proto", "x-url-scheme", "front-end-https", "x-host"];
@@ -84,26 +88,31 @@ pub fn clean(mut headers: HeaderMap, client: &Client, trust: &Trust, websocket: 
         .filter(|name| !name.eq_ignore_ascii_case(b"host") && !name.eq_ignore_ascii_case(b"content-length"))
         .filter_map(|name| HeaderName::from_bytes(name).ok())
         .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in HOP_BY_HOP.iter().chain(&NEVER) {
-        headers.remove(*name);
-    }
+    drop_all(&mut headers, |field| {
+        let name = field.as_str();
+        HOP_BY_HOP.contains(&name)
+            || NEVER.contains(&name)
+            || named.contains(field)
+            // The operator's own field for the client's address is a claim as well.
+            || (!client.trusted && (*field == trust.header || is_claim(name)))
+            || (!websocket && HANDSHAKE.contains(&name))
+            // CGI turns '-' and '_' into the same variable: X_Forwarded_For would stand for X-Forwarded-For.
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    });
     if client.trusted {
         forwarded::drop_doubtful(&mut headers, &ADDRESSES, client, trust);
-    } else {
-        // The operator's own field for the client's address is a claim as well.
-        headers.remove(&trust.header);
-        forwarded::drop_all(&mut headers, is_claim);
     }
-    // CGI turns '-' and '_' into the same variable: X_Forwarded_For would stand for X-Forwarded-For.
-    forwarded::drop_all(&mut headers, |name| !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
     join_cookies(&mut headers);
-    if !websocket {
-        strip_websocket(&mut headers);
-    }
     headers
+}
+
+/// Removes the fields that `unwanted` knows.
+pub fn drop_all(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    // Looked up one after the other, names that are hardly ever there would cost more than all the rest of a request.
+    let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
 }
 
 fn is_claim(name: &str) -> bool {
@@ -114,21 +123,14 @@ fn is_claim(name: &str) -> bool {
 pub fn clean_response(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> =
         connection_names(headers).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
-    for name in named {
-        if name != header::CONTENT_LENGTH {
-            headers.remove(name);
-        }
-    }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
+    drop_all(headers, |field| {
+        HOP_BY_HOP.contains(&field.as_str()) || (named.contains(field) && *field != header::CONTENT_LENGTH)
+    });
 }
 
 /// Removes what makes a WebSocket handshake.
 pub fn strip_websocket(headers: &mut HeaderMap) {
-    for name in ["sec-websocket-key", "sec-websocket-version", "sec-websocket-extensions", "sec-websocket-protocol"] {
-        headers.remove(name);
-    }
+    drop_all(headers, |field| HANDSHAKE.contains(&field.as_str()));
 }
 
 /// RFC 9113, section 8.2.3: "these MUST be concatenated into a single octet string using the two-octet delimiter of

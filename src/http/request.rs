@@ -191,9 +191,18 @@ impl ClientRequest {
     /// What a back end may get of this. `path` is the request's own, or what a route made of it; `websocket` says
     /// whether the route takes upgrades: elsewhere the handshake's fields are removed and it is a plain request.
     pub fn forward(self, path: Option<CanonicalPath>, websocket: bool) -> UpstreamRequest {
-        let ClientRequest { method, version, authority, path: original, query, mut headers, client, .. } = self;
-        let websocket = websocket && self.websocket;
-        if !websocket {
+        let ClientRequest {
+            method,
+            version,
+            authority,
+            path: original,
+            query,
+            mut headers,
+            websocket: handshake,
+            client,
+        } = self;
+        let websocket = websocket && handshake;
+        if handshake && !websocket {
             hop::strip_websocket(&mut headers);
         }
         forwarded::set(&mut headers, &authority, &client);

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
 
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
+use crate::http::hop::drop_all;
 use crate::http::request::UpstreamRequest;
 use crate::upstream::http::exchange::{Exchange, Upload};
 use crate::upstream::http::{HostField, Target};
@@ -43,15 +44,13 @@ impl Outgoing {
             .map_err(|error| unwritable("the target cannot be written").because(error))?;
         let authority = match host {
             HostField::Preserve => Some(
-                HeaderValue::try_from(request.authority.to_string())
+                HeaderValue::from_str(&request.authority.text())
                     .map_err(|error| unwritable("the host cannot be written").because(error))?,
             ),
             _ => None,
         };
         let UpstreamRequest { method, mut headers, websocket, .. } = request;
-        for name in &OURS {
-            headers.remove(name);
-        }
+        drop_all(&mut headers, |field| OURS.contains(field));
         let (upload, exchange) = if websocket {
             // RFC 6455, section 4.1: the fields of a handshake; Sec-WebSocket-* are the client's own.
             headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));

@@ -2,6 +2,7 @@
 //! was never written goes to the next back end, whatever it is. What was written is sent once more if it asks for nothing
 //! to be changed, has no body, and its connection ended before the first byte of an answer.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -99,8 +100,11 @@ impl HttpUpstream {
             let (Some(target), Some(candidate)) = (self.targets.get(index), self.candidates.get(index)) else { break };
             trip.ahead = u32::try_from(order.len().saturating_sub(tried)).unwrap_or(0).saturating_add(1);
             let spare = if session.is_search() { trip.outgoing.spare() } else { None };
-            let answer = self.ask(target, candidate, &mut trip, pool);
-            match session.attend(answer, candidate).await {
+            let answered = {
+                let answer = pin!(self.ask(target, candidate, &mut trip, pool));
+                session.attend(answer, candidate).await
+            };
+            match answered {
                 Ok(reply) => {
                     let mut reply = match (session.judge(reply, candidate).await?, spare) {
                         (Verdict::Elsewhere(mut reply), Some(spare)) => {
@@ -190,8 +194,8 @@ impl HttpUpstream {
         let load = candidate.state.enter();
         if trip.websocket.is_some() {
             let (switched, leftover) = oneshot::channel();
-            let connection = self.open(target, &candidate.state, Some(switched), trip).await?;
-            let (connection, response) = self.exchange(connection, target, &candidate.state, trip).await?;
+            let connection = Box::pin(self.open(target, &candidate.state, Some(switched), trip)).await?;
+            let (connection, response) = Box::pin(self.exchange(connection, target, &candidate.state, trip)).await?;
             let answered = Answered { connection, load, exchange: None, head: false };
             let key = trip.websocket.as_ref().and_then(Option::as_ref);
             return answer::switched(response, answered, key, leftover, &self.timeouts).await.map_err(Miss::Failed);
@@ -219,7 +223,8 @@ impl HttpUpstream {
                 answered => return answered,
             }
         }
-        let connection = self.open(target, state, None, trip).await?;
+        // Boxed: it is rare, and every request would else carry its room about.
+        let connection = Box::pin(self.open(target, state, None, trip)).await?;
         self.exchange(connection, target, state, trip).await
     }
 

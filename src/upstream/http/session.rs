@@ -111,11 +111,10 @@ impl Session<'_> {
     /// it may hold a poll for long, and what else the client sends meanwhile is to come to it too.
     pub(super) async fn attend<T, E>(
         &self,
-        answer: impl Future<Output = Result<T, E>>,
+        mut answer: Pin<&mut impl Future<Output = Result<T, E>>>,
         candidate: &Candidate,
     ) -> Result<T, E> {
         let Role::Of { print, search: 1.., .. } = &self.role else { return answer.await };
-        let mut answer = std::pin::pin!(answer);
         if let Ok(answered) = tokio::time::timeout(HELD, answer.as_mut()).await {
             return answered;
         }
