@@ -59,8 +59,9 @@ impl Stack {
         let world = World::new();
         let node = Node::serve(&world, "ws-echo.js", &[]);
         let to = node.url();
+        // One thread plays eight cases at a time, and may be late with any of them where others keep the machine busy.
         let proxy = world.proxy(&format!(
-            "[site.app]\nhosts = [\"app.test\"]\nupstream = {to:?}\n[site.app.websocket]\npreset = \"any\"\nto = {to:?}\n{rules}\n"
+            "[timeouts]\nheader = \"1m\"\n[site.app]\nhosts = [\"app.test\"]\nupstream = {to:?}\n[site.app.websocket]\npreset = \"any\"\nto = {to:?}\n{rules}\n"
         ));
         Stack { world, node, proxy }
     }
