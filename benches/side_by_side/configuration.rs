@@ -17,9 +17,10 @@ fn write(place: &Place, name: &str, text: &str) -> OsString {
 
 pub fn doorward(place: &Place, http: SocketAddr, https: SocketAddr) -> Vec<OsString> {
     let (back_end, files) = (place.back_end, crate::files(place.folder));
+    let access = if place.logs { place.folder.join("load/doorward.log").display().to_string() } else { "off".into() };
     let text = format!(
         "[server]\nhttp = [\"{http}\"]\nhttps = [\"{https}\"]\nworkers = 1\nshutdown_grace = \"1s\"\n\
-         [log]\naccess = \"off\"\n\
+         [log]\naccess = \"{access}\"\n\
          [site.a]\nhosts = [\"a.test\", \"127.0.0.1\"]\ndefault = true\nhttp = \"serve\"\nmax_body = \"0\"\n\
          tls = {{ cert = \"cert.pem\", key = \"key.pem\" }}\nupstream = \"http://{back_end}\"\n\
          [site.a.websocket]\npreset = \"any\"\nto = \"http://{back_end}\"\n\
@@ -35,10 +36,14 @@ pub fn doorward(place: &Place, http: SocketAddr, https: SocketAddr) -> Vec<OsStr
 pub fn nginx(place: &Place, http: SocketAddr, https: SocketAddr) -> Vec<OsString> {
     let user = if rustix::process::getuid().is_root() { "user root;\n" } else { "" };
     let (folder, back_end, files) = (place.folder.display(), place.back_end, crate::files(place.folder));
+    let access_log = match place.logs {
+        true => format!("access_log {folder}/load/nginx.log combined buffer=64k;"),
+        false => "access_log off;".into(),
+    };
     let text = format!(
         "{user}worker_processes 1;\ndaemon off;\npid {folder}/nginx.pid;\n\
-         error_log stderr crit;\nevents {{ worker_connections 8192; }}\n\
-         http {{\n access_log off;\n sendfile on;\n tcp_nopush on;\n types_hash_max_size 2048;\n \
+         error_log stderr crit;\nevents {{ worker_connections 20000; }}\n\
+         http {{\n {access_log}\n sendfile on;\n tcp_nopush on;\n types_hash_max_size 2048;\n \
          client_body_temp_path {folder}/body;\n proxy_temp_path {folder}/proxy;\n fastcgi_temp_path {folder}/fastcgi;\n \
          uwsgi_temp_path {folder}/uwsgi;\n scgi_temp_path {folder}/scgi;\n \
          keepalive_requests 1000000000;\n client_max_body_size 0;\n \
@@ -62,7 +67,7 @@ pub fn nginx(place: &Place, http: SocketAddr, https: SocketAddr) -> Vec<OsString
 pub fn haproxy(place: &Place, http: SocketAddr, https: SocketAddr) -> Vec<OsString> {
     let back_end = place.back_end;
     let text = format!(
-        "global\n nbthread 1\n maxconn 4096\n ssl-default-bind-options ssl-min-ver TLSv1.3\n \
+        "global\n nbthread 1\n maxconn 9500\n ssl-default-bind-options ssl-min-ver TLSv1.3\n \
          ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256\n\
          defaults\n mode http\n timeout connect 5s\n timeout client 75s\n timeout server 75s\n \
          timeout http-keep-alive 75s\n timeout tunnel 1h\n option forwardfor\n http-reuse always\n\

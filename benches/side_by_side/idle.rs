@@ -8,6 +8,9 @@ use crate::{load, on_a_worker, sockets, table};
 
 /// Connections that are idle.
 const COUNT: usize = 2000;
+/// Sockets of a crowd, and when it is looked at what they left.
+const CROWD: usize = 9000;
+const LEFT: Duration = Duration::from_secs(10);
 /// Memory has settled when it has not moved by more than this for [`STILL`].
 const MOVES: u64 = 128 << 10;
 const STILL: Duration = Duration::from_secs(3);
@@ -22,7 +25,9 @@ pub fn measure(place: &Place) {
          |---|---:|---:|---:|---:|---:|---:|"
     );
     for kind in KINDS {
-        let seen: Vec<Seen> = Kind::ALL.iter().map(|proxy| look(&Server::start(*proxy, place), kind)).collect();
+        let wait = Duration::from_secs(5);
+        let look = |proxy: &Kind| look(&Server::start(*proxy, place), kind, COUNT, wait);
+        let seen: Vec<Seen> = Kind::ALL.iter().map(look).collect();
         let each = |of: &dyn Fn(&Seen) -> String| seen.iter().map(of).collect::<Vec<_>>().join(" / ");
         let mib = |of: fn(&Seen) -> u64| each(&|seen| format!("{:.1}", table::mib(of(seen))));
         println!(
@@ -37,29 +42,45 @@ pub fn measure(place: &Place) {
     }
 }
 
+/// What is left of the memory that a crowd of sockets took.
+pub fn crowd(place: &Place) {
+    println!(
+        "\nPss of each proxy before {CROWD} wss tunnels, while they are idle, and {} s after they were closed.\n\n\
+         | proxy | before, MiB | idle, MiB | after, MiB | after to idle, % |\n|---|---:|---:|---:|---:|",
+        LEFT.as_secs()
+    );
+    for kind in Kind::ALL {
+        let seen = look(&Server::start(kind, place), KINDS[0], CROWD, LEFT);
+        let [before, idle, after] = [seen.before, seen.idle, seen.after].map(table::mib);
+        println!("| {kind:?} | {before:.1} | {idle:.1} | {after:.1} | {:.0} |", 100.0 * after / idle);
+    }
+}
+
 /// Memory in bytes.
 struct Seen {
     before: u64,
     idle: u64,
     after: u64,
+    /// How many connections there were.
+    count: usize,
 }
 
 impl Seen {
     fn kib(&self) -> f64 {
-        self.idle.saturating_sub(self.before) as f64 / 1024.0 / COUNT as f64
+        self.idle.saturating_sub(self.before) as f64 / 1024.0 / self.count as f64
     }
 }
 
-fn look(server: &Server, kind: &str) -> Seen {
+fn look(server: &Server, kind: &str, count: usize, wait: Duration) -> Seen {
     on_a_worker(async {
         // What the first connections make once and keep is no connection's.
         drop(open(server, kind, 64).await);
         let before = settled(server).await;
-        let held = open(server, kind, COUNT).await;
+        let held = open(server, kind, count).await;
         let idle = settled(server).await;
         drop(held);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        Seen { before, idle, after: server.memory() }
+        tokio::time::sleep(wait).await;
+        Seen { before, idle, after: server.memory(), count }
     })
 }
 

@@ -1,13 +1,14 @@
 //! What the same job costs Doorward, nginx and HAProxy: the proxy's own CPU time for each operation, side by side.
 //!
 //! ```sh
-//! benches/side-by-side                             # everything, five rounds: about eight minutes
+//! benches/side-by-side                             # everything, five rounds: about ten minutes
 //! cargo bench --bench side_by_side -- get 3        # one scenario, three rounds
-//! cargo bench --bench side_by_side -- get echo     # some: get h2 file large-file down upload handshake resumed echo
-//!                                                  # broadcast idle
+//! cargo bench --bench side_by_side -- get echo     # some: get h2 paced paced-h2 file large-file down upload handshake
+//!                                                  # resumed echo broadcast idle crowd
+//! cargo bench --bench side_by_side -- get h2 logs  # with access logs
 //! ```
 //!
-//! Needs two cores, an open-file limit of 10,000, and of Debian the packages nginx-light, haproxy, wrk and
+//! Needs two cores, an open-file limit of 20,000, and of Debian the packages nginx-light, haproxy, wrk and
 //! nghttp2-client; `benches/side-by-side` installs them. Load goes over loopback only. It fails where an answer has
 //! another status or length than it should. `DOORWARD_BIN` names another binary of Doorward.
 //!
@@ -15,8 +16,9 @@
 //!
 //! Each proxy has one worker, pinned to one core; the load and the back end have another. The proxies have the same
 //! certificate (ECDSA P-256), TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256 (the load offers nothing else), connections
-//! to the back end that are kept, the fields X-Forwarded-For and X-Forwarded-Proto, and no access log. The back end, a
-//! process of this bench, speaks HTTP/1.1. In each round every proxy has its turn of two seconds. An operation is one
+//! to the back end that are kept, the fields X-Forwarded-For and X-Forwarded-Proto, and no access log; with `logs`
+//! Doorward and nginx write one each, in the combined format, nginx in pieces of 64 KiB. The back end, a process of this
+//! bench, speaks HTTP/1.1. In each round every proxy has its turn of two seconds. An operation is one
 //! answer, one upload of 64 MiB, one connection with its first answer, one message that came back, or one that reached
 //! one subscriber.
 //!
@@ -29,9 +31,10 @@
 //! * Busy is how much of its core the proxy used, until the slowest client was done. Well below 100 the load and the back
 //!   end, which share the other core, could do no more.
 //! * p99 is what the clients saw with a fixed number of requests under way all the time: it tells more of the throughput
-//!   of all together than of the delay that a lightly loaded proxy adds.
+//!   of all together than of the delay that a lightly loaded proxy adds. That is what the paced scenarios are for: 12,000
+//!   requests a second are about half of what each proxy could do.
 //! * Memory is Pss after the last round. Idle connections are measured once, each kind with fresh proxies: what 2,000 of
-//!   them add to Pss, for each.
+//!   them add to Pss, for each. A crowd is 9,000 sockets over TLS, and what the proxy still holds 10 s after they left.
 //!
 //! # What is not comparable
 //!
@@ -72,6 +75,8 @@ use server::{Kind, Place, Server};
 /// How long each proxy is loaded in each round.
 const STEP: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
+/// Requests a second that are about half of what each proxy could do here.
+const RATE: usize = 12_000;
 /// Bytes of the small file.
 const SMALL: usize = 1 << 10;
 /// Bytes of the large file, and of the large answer of the back end.
@@ -86,9 +91,16 @@ struct Scenario {
     run: fn(&Server) -> Outcome,
 }
 
-const SCENARIOS: [Scenario; 10] = [
+const SCENARIOS: [Scenario; 12] = [
     Scenario { name: "get", title: "HTTP/1.1 small GET", probe: ("/", 2), run: |s| tools::wrk(s, "/", 16) },
     Scenario { name: "h2", title: "HTTP/2 small GET", probe: ("/", 2), run: |s| tools::h2load(s, "/") },
+    Scenario {
+        name: "paced",
+        title: "HTTP/1.1, 12,000 a second",
+        probe: ("/", 2),
+        run: |s| tools::paced(s, "http/1.1"),
+    },
+    Scenario { name: "paced-h2", title: "HTTP/2, 12,000 a second", probe: ("/", 2), run: |s| tools::paced(s, "h2") },
     Scenario {
         name: "file",
         title: "1 KiB file",
@@ -122,19 +134,20 @@ fn main() {
     arguments.retain(|argument| !argument.starts_with("--"));
     let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
     arguments.retain(|argument| argument.parse::<usize>().is_err());
-    let names = || SCENARIOS.iter().map(|scenario| scenario.name).chain(["idle", "all"]);
+    let names = || SCENARIOS.iter().map(|scenario| scenario.name).chain(["idle", "crowd", "all", "logs"]);
     // `cargo bench` without a name runs it too.
     if rounds == 0 || arguments.is_empty() || !arguments.iter().all(|word| names().any(|name| name == word)) {
         println!("cargo bench --bench side_by_side -- {} [rounds]", names().collect::<Vec<_>>().join("|"));
         return;
     }
-    let is_wanted = |name: &str| arguments.iter().any(|word| word == name || word == "all");
+    let is_wanted = |name: &str| arguments.iter().any(|word| word == name || (word == "all" && name != "logs"));
 
     let proxy_core = server::pin();
     let folder = tempfile::tempdir().unwrap();
     server::write_files(folder.path());
     let back_end = back_end::start();
-    let place = Place { folder: folder.path(), back_end: back_end.address, core: proxy_core };
+    let logs = is_wanted("logs");
+    let place = Place { folder: folder.path(), back_end: back_end.address, core: proxy_core, logs };
     table::versions();
     if SCENARIOS.iter().any(|scenario| is_wanted(scenario.name)) {
         table::head();
@@ -144,6 +157,9 @@ fn main() {
     }
     if is_wanted("idle") {
         idle::measure(&place);
+    }
+    if is_wanted("crowd") {
+        idle::crowd(&place);
     }
 }
 

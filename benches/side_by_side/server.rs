@@ -28,6 +28,8 @@ pub struct Place<'a> {
     pub back_end: SocketAddr,
     /// The core of the proxies.
     pub core: usize,
+    /// Whether each request is written to an access log.
+    pub logs: bool,
 }
 
 /// A proxy. It ends when this is dropped.
