@@ -76,8 +76,9 @@ fn a_key_that_everybody_can_read_is_served_and_told() {
     let key = site.key().display().to_string();
     let line = wait_for("a warning", SOON, || told(&proxy, 0, "every user of this machine can read", &key));
     assert!(line.contains(" WARN "), "{line}");
-    // On a busy machine the two files may be met between their writing.
-    let wrong = |line: &String| line.contains(" ERROR ") && !line.contains("does not belong to the first certificate");
+    // On a busy machine the two files may be met in the middle of their writing. It was not the rights that were wrong: the
+    // new pair is served.
+    let wrong = |line: &String| line.contains(" ERROR ") && !line.contains("the previous one stays in service");
     assert!(!proxy.running.stderr().iter().any(wrong), "{}", proxy.running.said());
 }
 
