@@ -184,8 +184,8 @@ async fn at(time: Option<Instant>) {
 }
 
 /// An idle FastCGI connection holds an FPM worker: it goes when its time is over, also where no request comes by. So
-/// does what a crowd of tunnels had in common, and what is known of files. Tunnels whose deadline is near are woken to set timers of their own. What
-/// was refused meanwhile is told.
+/// does what a crowd of tunnels had in common, and what is known of files. Tunnels whose deadline is near are woken to set
+/// timers of their own. What was refused meanwhile is told.
 async fn sweep(worker: Rc<Worker>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {

@@ -55,14 +55,19 @@ impl Accepted {
                 let Some(weight) = weight(parts) else { continue };
                 let [zstd, brotli, gzip, identity] = &mut named;
                 let is = |coding: &[u8]| name.eq_ignore_ascii_case(coding);
-                let place = match () {
-                    () if is(b"zstd") => zstd,
-                    () if is(b"br") => brotli,
+                let place = if is(b"zstd") {
+                    zstd
+                } else if is(b"br") {
+                    brotli
+                } else if is(b"gzip") || is(b"x-gzip") {
                     // RFC 9110, section 8.4.1.3: "a recipient SHOULD consider "x-gzip" to be equivalent to "gzip"".
-                    () if is(b"gzip") || is(b"x-gzip") => gzip,
-                    () if is(b"identity") => identity,
-                    () if is(b"*") => &mut any,
-                    () => continue,
+                    gzip
+                } else if is(b"identity") {
+                    identity
+                } else if is(b"*") {
+                    &mut any
+                } else {
+                    continue;
                 };
                 *place = Some(weight);
             }

@@ -66,7 +66,10 @@ impl Lately {
     /// Keeps `file` of `root` for the next ones who ask, if it is small and in the page cache, and gives it back.
     pub fn keep(&self, root: &Path, mut file: OpenFile) -> OpenFile {
         let Content::Disk(fd) = &file.content else { return file };
-        let Some(bytes) = stream::read_small(fd, 0, file.size).filter(|_| is_settled(&file)) else { return file };
+        if !is_settled(&file) {
+            return file;
+        }
+        let Some(bytes) = stream::read_small(fd, 0, file.size) else { return file };
         let Ok(path) = CString::new([root.as_os_str().as_bytes(), b"/", &file.name].concat()) else { return file };
         let validators = Validators::of(file.size, file.modified, None, SystemTime::now());
         let media = media::content_type(&file.name);

@@ -2,8 +2,8 @@
 
 use ::http::HeaderValue;
 
-/// The `Content-Type` of a file of this name, folders in front of it or not: `charset=utf-8` for what is text, `application/octet-stream` for what is
-/// not known.
+/// The `Content-Type` of a file of this name, folders in front of it or not: `charset=utf-8` for what is text,
+/// `application/octet-stream` for what is not known.
 pub fn content_type(path: &[u8]) -> HeaderValue {
     let name = path.rsplit(|b| *b == b'/').next().unwrap_or_default();
     let ending = match memchr::memrchr(b'.', name) {
