@@ -30,9 +30,9 @@ macro_rules! short_runs {
 }
 
 short_runs! {
-    accel back_end_answer cgi_environment cgi_headers conditions config cookie credentials fastcgi_record forwarded
-    fpm_stderr guard h2_frames host htpasswd log_line origin path proxy_head range request sid tls_stream units
-    ws_frames ws_rules
+    accel answer_head back_end_answer cgi_environment cgi_headers chunks conditions config cookie credentials
+    fastcgi_record forwarded fpm_stderr guard h2_frames host htpasswd log_line origin path proxy_head range request sid
+    tls_records tls_stream units ws_frames ws_rules
 }
 
 fn fuzz() -> PathBuf {
@@ -72,9 +72,19 @@ fn every_property_has_a_target_seeds_and_a_short_run() {
 
 #[test]
 fn what_must_be_fuzzed_is() {
-    for name in
-        ["fastcgi_record", "cgi_headers", "ws_frames", "proxy_head", "path", "forwarded", "config", "tls_stream"]
-    {
+    for name in [
+        "answer_head",
+        "chunks",
+        "fastcgi_record",
+        "cgi_headers",
+        "ws_frames",
+        "proxy_head",
+        "path",
+        "forwarded",
+        "config",
+        "tls_records",
+        "tls_stream",
+    ] {
         assert!(RUN.contains(&name), "{name}");
     }
 }

@@ -9,9 +9,11 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 pub mod accel;
+pub mod answer_head;
 pub mod back_end_answer;
 pub mod cgi_environment;
 pub mod cgi_headers;
+pub mod chunks;
 pub mod conditions;
 pub mod config;
 pub mod cookie;
@@ -30,6 +32,7 @@ pub mod proxy_head;
 pub mod range;
 pub mod request;
 pub mod sid;
+pub mod tls_records;
 pub mod tls_stream;
 pub mod units;
 pub mod ws_frames;
@@ -49,11 +52,13 @@ const fn property(name: &'static str, check: fn(&[u8]), cases: u32) -> Property 
 
 /// All of them.
 #[allow(dead_code, reason = "a target has one of them")]
-pub const ALL: [Property; 26] = [
+pub const ALL: [Property; 29] = [
     property("accel", accel::check, 2000),
+    property("answer_head", answer_head::check, 2000),
     property("back_end_answer", back_end_answer::check, 2000),
     property("cgi_environment", cgi_environment::check, 1000),
     property("cgi_headers", cgi_headers::check, 2000),
+    property("chunks", chunks::check, 2000),
     property("conditions", conditions::check, 1000),
     property("config", config::check, 300),
     property("cookie", cookie::check, 2000),
@@ -72,6 +77,7 @@ pub const ALL: [Property; 26] = [
     property("range", range::check, 2000),
     property("request", request::check, 1000),
     property("sid", sid::check, 2000),
+    property("tls_records", tls_records::check, 150),
     property("tls_stream", tls_stream::check, 1000),
     property("units", units::check, 2000),
     property("ws_frames", ws_frames::check, 1000),

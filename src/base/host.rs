@@ -44,17 +44,29 @@ impl Host {
             return Ok(Host(format!("[{address}]")));
         }
         let name = text.strip_suffix('.').unwrap_or(text);
-        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
-            return Err(InvalidHost::Character);
+        // In one pass: every request comes here.
+        let (mut label, mut digits, mut upper, mut fits) = (0_usize, true, false, name.len() <= 253);
+        for byte in name.bytes() {
+            match byte {
+                b'.' => {
+                    fits &= (1..=63).contains(&label);
+                    (label, digits) = (0, true);
+                    continue;
+                }
+                b'0'..=b'9' => {}
+                b'a'..=b'z' | b'-' | b'_' => digits = false,
+                b'A'..=b'Z' => (digits, upper) = (false, true),
+                _ => return Err(InvalidHost::Character),
+            }
+            label += 1;
         }
-        if name.len() > 253 || name.split('.').any(|label| label.is_empty() || label.len() > 63) {
+        if !fits || !(1..=63).contains(&label) {
             return Err(InvalidHost::Length);
         }
-        let last = name.rsplit('.').next().unwrap_or(name);
-        if last.bytes().all(|b| b.is_ascii_digit()) && name.parse::<Ipv4Addr>().is_err() {
+        if digits && name.parse::<Ipv4Addr>().is_err() {
             return Err(InvalidHost::Ipv4);
         }
-        Ok(Host(name.to_ascii_lowercase()))
+        Ok(Host(if upper { name.to_ascii_lowercase() } else { name.to_owned() }))
     }
 
     /// The host as it stands in a URL; an IPv6 address keeps its brackets.
@@ -64,7 +76,9 @@ impl Host {
 
     /// Whether this is an address and not a name. Certificates for addresses are not chosen by SNI.
     pub fn is_address(&self) -> bool {
-        self.0.starts_with('[') || self.0.parse::<Ipv4Addr>().is_ok()
+        // The last label of a name has something other than digits.
+        self.0.starts_with('[')
+            || (self.0.ends_with(|c: char| c.is_ascii_digit()) && self.0.parse::<Ipv4Addr>().is_ok())
     }
 }
 
@@ -219,6 +233,20 @@ mod tests {
             "a:80x",
         ] {
             assert!(Authority::parse(text).is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn labels_and_names_have_their_longest_length() {
+        let label = "a".repeat(63);
+        let longest = [label.as_str(); 3].join(".") + "." + &"b".repeat(61);
+        assert_eq!(Host::parse(&longest).unwrap().as_str().len(), 253);
+        assert!(Host::parse(&format!("{longest}.")).is_ok());
+        for text in [format!("{longest}b"), format!("{label}a.b"), format!("b.{label}a")] {
+            assert_eq!(Host::parse(&text), Err(InvalidHost::Length), "{text}");
+        }
+        for (text, address) in [("app1", false), ("1.2.3.4", true), ("4.example", false), ("[::1]", true)] {
+            assert_eq!(Host::parse(text).unwrap().is_address(), address, "{text}");
         }
     }
 

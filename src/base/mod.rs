@@ -1,6 +1,7 @@
 //! Layer 0: the words everybody shares. Pure, no I/O, imports nothing of ours.
 
 pub mod address;
+pub mod bell;
 pub mod certified_name;
 pub mod clock;
 pub mod fault;

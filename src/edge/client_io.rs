@@ -34,8 +34,9 @@ const LINGER: Duration = Duration::from_secs(5);
 const MOST_DROPPED: usize = 2 << 20;
 
 /// Short DATA frames after which the streams' readers have a turn. The h2 library ends a connection with about 2,000
-/// of them unread, and takes all that it can get first; no read brings more than a TLS record, which holds 1,800.
+/// of them unread, and takes all that it can get first; a read brings no more than 16 KiB, which hold 1,800.
 const CRUMBS_AT_A_TIME: u32 = 128;
+const READ_AT_A_TIME: usize = 16 * 1024;
 
 /// What hyper reads in the place of the frame that was one too many: HEADERS without END_HEADERS, and CONTINUATION until
 /// the h2 library has had enough, which is after one and a quarter of them for each 16 KiB of header list. It then says
@@ -174,7 +175,7 @@ impl ClientIo {
                 return Poll::Pending;
             }
             counter.note_oversize(self.facts.take_oversize());
-            let read = Pin::new(&mut self.stream.transport).poll_read(cx, buf)?;
+            let read = self.stream.transport.poll_read_some(cx, buf, READ_AT_A_TIME)?;
             if read.is_pending() {
                 return self.poll_frame_patience(cx);
             }

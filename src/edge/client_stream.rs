@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::edge::admission::Permit;
-use crate::tls::accept::Stream;
+use crate::tls::stream::Stream;
 
 /// A client's transport, and its place among all clients.
 pub struct ClientStream {
@@ -31,8 +31,20 @@ impl Transport {
     pub fn socket(&mut self) -> Pin<&mut TcpStream> {
         match self {
             Transport::Plain(stream) => Pin::new(stream),
-            Transport::Tls(stream) => Pin::new(stream.get_mut().0),
+            Transport::Tls(stream) => Pin::new(stream.socket()),
         }
+    }
+
+    /// Reads, and `most` bytes at most.
+    pub fn poll_read_some(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, most: usize) -> Poll<io::Result<()>> {
+        if buf.remaining() <= most {
+            return Pin::new(self).poll_read(cx, buf);
+        }
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        let read = Pin::new(self).poll_read(cx, &mut part);
+        let length = part.filled().len();
+        buf.advance(length);
+        read
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::address::ListenAddress;
+use crate::base::bell::Bell;
 use crate::base::fault::{Fault, Kind};
 use crate::base::host::Host;
 use crate::edge::admission::Permit;
@@ -144,9 +145,7 @@ impl Connection {
         let host = sni.and_then(|name| Host::parse(name).ok());
         host.is_some_and(|host| snapshot.offers_http2_sockets(self.listener, &host, covers))
     }
-}
 
-impl Connection {
     /// Ready when the connection is to close and nobody asks anything any more. Answers say so from `close` on.
     async fn idle_after(&self, close: &CancellationToken) {
         close.cancelled().await;
@@ -252,6 +251,14 @@ async fn shake(
     }
 }
 
+/// What may end a connection from outside.
+enum News {
+    /// It is to end after what is under way.
+    Leave,
+    /// It is to end.
+    Cut,
+}
+
 async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, terms: Terms, close: CancellationToken) {
     let facts = connection.facts.clone();
     let io = ClientIo::http1(stream, Guard::new(terms.limits), patience(terms), facts);
@@ -267,20 +274,26 @@ async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, terms: Te
     let shared = connection.clone();
     let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
     let mut running = pin!(builder.serve_connection(TokioIo::new(io), serve).with_upgrades());
+    let news = pin!(async {
+        tokio::select! {
+            () = connection.idle_after(&close) => News::Leave,
+            () = connection.retired.notified() => News::Leave,
+            () = connection.worker.cut.cancelled() => News::Cut,
+        }
+    });
     let ended = tokio::select! {
+        biased;
         ended = running.as_mut() => ended,
-        () = connection.idle_after(&close) => {
-            running.as_mut().graceful_shutdown();
-            tokio::select! { ended = running => ended, () = connection.worker.cut.cancelled() => Ok(()) }
-        }
-        () = connection.retired.notified() => {
-            // At once, unless a request has just come, or the client has not taken all of the last answer yet: hyper
-            // still holds its end then.
-            connection.closing.set(true);
-            running.as_mut().graceful_shutdown();
-            tokio::select! { ended = running => ended, () = connection.worker.cut.cancelled() => Ok(()) }
-        }
-        () = connection.worker.cut.cancelled() => Ok(()),
+        news = Bell::new(news) => match news {
+            News::Cut => Ok(()),
+            News::Leave => {
+                // At once, unless a request has just come, or the client has not taken all of the last answer yet: hyper
+                // still holds its end then.
+                connection.closing.set(true);
+                running.as_mut().graceful_shutdown();
+                tokio::select! { ended = running => ended, () = connection.worker.cut.cancelled() => Ok(()) }
+            }
+        },
     };
     note_end(&connection, ended);
 }
@@ -313,11 +326,14 @@ async fn serve_http2(
     let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
     let mut running = pin!(builder.serve_connection(TokioIo::new(io), serve));
     let idle = idle(&connection.facts, terms.timeouts.keepalive);
+    let told = pin!(async {
+        tokio::select! { () = idle => {}, () = close.cancelled() => {}, () = connection.retired.notified() => {} }
+    });
     let ended = tokio::select! {
-        ended = running.as_mut() => ended,
-        () = async {
-            tokio::select! { () = idle => {}, () = close.cancelled() => {}, () = connection.retired.notified() => {} }
-        } => {
+        // First what was told: a refusal and the GOAWAY behind it go out together. A client that has read only the first
+        // would try again on this connection.
+        biased;
+        () = Bell::new(told) => {
             connection.closing.set(true);
             // RFC 9113, section 6.8: what the client sent before it knew is served. hyper says GOAWAY twice, the second
             // time with the last stream.
@@ -326,6 +342,7 @@ async fn serve_http2(
             let stays = connection.stays(terms.timeouts.write);
             tokio::select! { ended = running => ended, () = stays => Ok(()), () = connection.cut() => Ok(()) }
         }
+        ended = running.as_mut() => ended,
     };
     note_end(&connection, ended);
 }

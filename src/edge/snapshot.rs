@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderName;
+use rustc_hash::FxHashMap;
 
 use crate::base::address::ListenAddress;
 use crate::base::host::{Host, HostPattern};
@@ -32,7 +33,7 @@ pub struct Snapshot {
     /// Tells when this configuration has left the memory.
     pub generation: Arc<Generation>,
     /// The sites of each listener, by host.
-    listeners: HashMap<ListenAddress, HostTable<Arc<Site>>>,
+    listeners: FxHashMap<ListenAddress, HostTable<Arc<Site>>>,
     /// A host of each site whose sockets are not to come over HTTP/2; of a pattern, one that it stands for.
     without_http2_sockets: Vec<Host>,
     /// Whose word about the client counts.
@@ -123,7 +124,7 @@ pub struct Surroundings<'a> {
 impl Snapshot {
     /// Builds what `config` means. Reads the certificates that back ends are verified with.
     pub fn build(config: &Config, surroundings: Surroundings<'_>) -> Result<Snapshot, BuildError> {
-        let mut listeners: HashMap<ListenAddress, HostTable<Arc<Site>>> = HashMap::new();
+        let mut listeners: FxHashMap<ListenAddress, HostTable<Arc<Site>>> = FxHashMap::default();
         let mut watches: HashMap<Arc<str>, Arc<Watch>> = HashMap::new();
         for site in &config.sites {
             let built = Arc::new(rules::build(config, site, &surroundings)?);

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::edge::client_stream::Transport;
-use crate::tls::accept::Stream;
+use crate::tls::stream::Stream;
 use crate::tunnel::poller::{PolledSocket, Poller};
 use crate::upstream::connect::BackEndStream;
 
@@ -17,7 +17,7 @@ pub enum TunnelStream {
     /// TCP or a unix socket.
     Plain(PolledSocket),
     /// A client's TLS.
-    Client(Box<Stream>),
+    Client(Box<Stream<PolledSocket>>),
     /// TLS to a back end.
     BackEnd(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
@@ -27,7 +27,10 @@ impl TunnelStream {
     pub fn of_client(stream: Transport, poller: &Poller) -> io::Result<TunnelStream> {
         Ok(match stream {
             Transport::Plain(stream) => TunnelStream::Plain(poller.socket(stream.into_std()?.into())?),
-            Transport::Tls(stream) => TunnelStream::Client(stream),
+            Transport::Tls(stream) => {
+                let polled = |socket: TcpStream| poller.socket(socket.into_std()?.into());
+                TunnelStream::Client(Box::new((*stream).try_map(polled)?))
+            }
         })
     }
 

@@ -7,6 +7,7 @@ use http::{HeaderMap, header};
 
 use crate::base::host::Authority;
 use crate::http::forwarded::{parse_address, parse_scheme};
+use crate::http::guard::is_token;
 use crate::http::request::Scheme;
 
 /// One element: what one proxy says of who asked it.
@@ -126,11 +127,6 @@ fn read_pair(text: &[u8]) -> Option<Pair<'_>> {
 fn read_node(node: &[u8]) -> Option<IpAddr> {
     let without_port = node.windows(2).position(|pair| pair == b":_").and_then(|colon| node.get(..colon));
     parse_address(without_port.unwrap_or(node))
-}
-
-/// RFC 9110, section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

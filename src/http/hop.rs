@@ -67,6 +67,35 @@ const CLAIMS: [&str; 6] =
 /// name a path that was not routed, Expect is answered here.
 const NEVER: [&str; 4] = ["proxy", "x-original-url", "x-rewrite-url", "expect"];
 
+/// What tells nearly every name that stands in none of the lists above from those that do, without a comparison: a bit for
+/// each first letter and length.
+#[allow(clippy::indexing_slicing, reason = "what is out of bounds here does not compile")]
+static SUSPECTS: [u32; 256] = {
+    let mut suspects = [0; 256];
+    let lists: [&[&str]; 5] = [&HOP_BY_HOP, &ADDRESSES, &HANDSHAKE, &CLAIMS, &NEVER];
+    let mut list = 0;
+    while list < lists.len() {
+        let mut at = 0;
+        while at < lists[list].len() {
+            let name = lists[list][at].as_bytes();
+            suspects[name[0] as usize] |= length_bit(name.len());
+            at += 1;
+        }
+        list += 1;
+    }
+    suspects
+};
+
+const fn length_bit(length: usize) -> u32 {
+    1 << (if length < 31 { length } else { 31 })
+}
+
+/// Whether `name` may stand in one of the lists.
+fn is_suspect(name: &str) -> bool {
+    let first = name.as_bytes().first().and_then(|first| SUSPECTS.get(usize::from(*first)));
+    first.is_some_and(|lengths| lengths & length_bit(name.len()) != 0)
+}
+
 /// The names that the `Connection` fields list.
 pub fn connection_names(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     // Bytes: what is no text must not hide the others.
@@ -90,12 +119,15 @@ pub fn clean(mut headers: HeaderMap, client: &Client, trust: &Trust, websocket: 
         .collect();
     drop_all(&mut headers, |field| {
         let name = field.as_str();
-        HOP_BY_HOP.contains(&name)
-            || NEVER.contains(&name)
+        let listed = |list: &[&str]| list.contains(&name);
+        (is_suspect(name)
+            && (listed(&HOP_BY_HOP)
+                || listed(&NEVER)
+                || (!client.trusted && (listed(&ADDRESSES) || listed(&CLAIMS)))
+                || (!websocket && listed(&HANDSHAKE))))
             || named.contains(field)
             // The operator's own field for the client's address is a claim as well.
             || (!client.trusted && (*field == trust.header || is_claim(name)))
-            || (!websocket && HANDSHAKE.contains(&name))
             // CGI turns '-' and '_' into the same variable: X_Forwarded_For would stand for X-Forwarded-For.
             || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     });
@@ -116,7 +148,7 @@ pub fn drop_all(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool)
 }
 
 fn is_claim(name: &str) -> bool {
-    name.starts_with("x-forwarded-") || name.starts_with("cf-") || ADDRESSES.contains(&name) || CLAIMS.contains(&name)
+    name.starts_with("x-forwarded-") || name.starts_with("cf-")
 }
 
 /// A back end's fields without those that end here and those that `Connection` names.
@@ -124,7 +156,8 @@ pub fn clean_response(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> =
         connection_names(headers).filter_map(|name| HeaderName::from_bytes(name).ok()).collect();
     drop_all(headers, |field| {
-        HOP_BY_HOP.contains(&field.as_str()) || (named.contains(field) && *field != header::CONTENT_LENGTH)
+        let name = field.as_str();
+        (is_suspect(name) && HOP_BY_HOP.contains(&name)) || (named.contains(field) && *field != header::CONTENT_LENGTH)
     });
 }
 
@@ -179,6 +212,17 @@ mod tests {
             headers.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_bytes(value.as_ref()).unwrap());
         }
         headers
+    }
+
+    #[test]
+    fn every_name_of_a_list_is_a_suspect_and_everyday_names_are_not() {
+        for name in HOP_BY_HOP.iter().chain(&ADDRESSES).chain(&HANDSHAKE).chain(&CLAIMS).chain(&NEVER) {
+            assert!(is_suspect(name), "{name}");
+        }
+        for name in ["host", "user-agent", "accept", "cookie", "referer", "sec-fetch-mode"] {
+            assert!(!is_suspect(name), "{name}");
+        }
+        assert!(!is_suspect(""));
     }
 
     #[test]

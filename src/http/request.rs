@@ -330,6 +330,9 @@ fn check_expectation(headers: &HeaderMap) -> Result<(), Fault> {
 /// On HTTP/1.1 what lacks a part is a plain request, whose Upgrade field is ignored (RFC 9110, section 7.8). On HTTP/2
 /// there is no plain request to fall back to.
 fn is_websocket(method: &Method, version: Version, protocol: Option<&str>, headers: &HeaderMap) -> Result<bool, Fault> {
+    if protocol.is_none() && (version != Version::HTTP_11 || !headers.contains_key(header::UPGRADE)) {
+        return Ok(false);
+    }
     let field = |name| headers.get(name).map(HeaderValue::as_bytes);
     let bodiless =
         !headers.contains_key(header::TRANSFER_ENCODING) && field(header::CONTENT_LENGTH).is_none_or(|v| v == b"0");

@@ -1,23 +1,28 @@
 //! From a host to the site that answers for it.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use crate::base::host::{Host, HostPattern};
 
 /// Sites by host pattern. A lookup costs one hash per label of the name, whatever the number of sites.
 #[derive(Debug, Clone)]
 pub struct HostTable<T> {
-    exact: HashMap<String, T>,
+    exact: FxHashMap<String, T>,
     /// By suffix, without its dot: everything strictly below.
-    below: HashMap<String, T>,
+    below: FxHashMap<String, T>,
     /// By the labels in front of `.*`.
-    starts_with: HashMap<String, T>,
+    starts_with: FxHashMap<String, T>,
     default: Option<T>,
 }
 
 impl<T> Default for HostTable<T> {
     fn default() -> HostTable<T> {
-        HostTable { exact: HashMap::new(), below: HashMap::new(), starts_with: HashMap::new(), default: None }
+        HostTable {
+            exact: FxHashMap::default(),
+            below: FxHashMap::default(),
+            starts_with: FxHashMap::default(),
+            default: None,
+        }
     }
 }
 

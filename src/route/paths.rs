@@ -1,19 +1,22 @@
 //! From a path, a method and the wish to upgrade to the first rule of a site that takes them.
 
-use std::collections::HashMap;
-
 use regex::bytes::{Regex, RegexSet};
+use rustc_hash::FxHashMap;
 
 use crate::base::pattern::PathPattern;
 
-/// The rules of one site, in order. A lookup costs one hash per segment of the path, plus one pass over all regular
-/// expressions together; not one step per rule.
+/// The rules of one site, in order. A lookup costs one hash per segment of the path, as far as the longest pattern goes,
+/// one per length that bare prefixes have, and one pass over all regular expressions together; not one step per rule.
 #[derive(Debug, Clone)]
 pub struct RuleTable<T> {
     rules: Vec<Rule<T>>,
-    exact: HashMap<Vec<u8>, Vec<usize>>,
-    below: HashMap<Vec<u8>, Vec<usize>>,
-    prefixes: Vec<usize>,
+    exact: FxHashMap<Vec<u8>, Vec<usize>>,
+    below: FxHashMap<Vec<u8>, Vec<usize>>,
+    /// Bytes of the longest of `below`: a path of 8 KiB may have thousands of segments, and no rule for any of them.
+    longest_below: usize,
+    prefixes: FxHashMap<Vec<u8>, Vec<usize>>,
+    /// Which lengths there are among `prefixes`, each once, the shortest first.
+    prefix_lengths: Vec<usize>,
     regexes: RegexSet,
     /// Which rule each expression of the set belongs to.
     regex_rules: Vec<usize>,
@@ -56,9 +59,11 @@ impl<T> RuleTable<T> {
     /// A table of `rules`; of several that take a request, the first wins.
     pub fn new(rules: Vec<Rule<T>>) -> Result<RuleTable<T>, regex::Error> {
         let mut table = RuleTable {
-            exact: HashMap::new(),
-            below: HashMap::new(),
-            prefixes: Vec::new(),
+            exact: FxHashMap::default(),
+            below: FxHashMap::default(),
+            longest_below: 0,
+            prefixes: FxHashMap::default(),
+            prefix_lengths: Vec::new(),
             regexes: RegexSet::empty(),
             regex_rules: Vec::new(),
             rules: Vec::new(),
@@ -72,13 +77,19 @@ impl<T> RuleTable<T> {
                 Matcher::Path(PathPattern::Below(path)) => {
                     table.below.entry(path.clone().into_bytes()).or_default().push(index);
                 }
-                Matcher::Path(PathPattern::Prefix(_)) => table.prefixes.push(index),
+                Matcher::Path(PathPattern::Prefix(prefix)) => {
+                    table.prefixes.entry(prefix.clone().into_bytes()).or_default().push(index);
+                }
                 Matcher::Regex(regex) => {
                     expressions.push(regex.as_str().to_owned());
                     table.regex_rules.push(index);
                 }
             }
         }
+        table.longest_below = table.below.keys().map(Vec::len).max().unwrap_or_default();
+        table.prefix_lengths = table.prefixes.keys().map(Vec::len).collect();
+        table.prefix_lengths.sort_unstable();
+        table.prefix_lengths.dedup();
         table.regexes = RegexSet::new(expressions)?;
         table.rules = rules;
         Ok(table)
@@ -104,13 +115,18 @@ impl<T> RuleTable<T> {
         if !self.below.is_empty() {
             // "/a/b" is below "", "/a" and "/a/b".
             let ends = memchr::memchr_iter(b'/', asked.path).chain([asked.path.len()]);
+            let ends = ends.take_while(|end| *end <= self.longest_below);
             for stem in ends.filter_map(|end| asked.path.get(..end)) {
                 if let Some(indices) = self.below.get(stem) {
                     consider(indices);
                 }
             }
         }
-        consider(&self.prefixes);
+        for stem in self.prefix_lengths.iter().map_while(|length| asked.path.get(..*length)) {
+            if let Some(indices) = self.prefixes.get(stem) {
+                consider(indices);
+            }
+        }
         if !self.regex_rules.is_empty() {
             for matched in self.regexes.matches(asked.path) {
                 if let Some(index) = self.regex_rules.get(matched) {
@@ -178,6 +194,28 @@ mod tests {
         assert_eq!(ask(&table, "/vx"), Some(3));
         assert_eq!(ask(&table, "/ab"), Some(4));
         assert_eq!(ask(&table, "/"), Some(4));
+    }
+
+    #[test]
+    fn the_longest_pattern_and_prefixes_of_every_length_are_found() {
+        let table = RuleTable::new(vec![
+            rule("/a/b/c/*", 0),
+            rule("/pre*", 1),
+            rule("/p*", 2),
+            rule("/prefix*", 3),
+            rule("/q/*", 4),
+            rule("/qu*", 5),
+        ])
+        .unwrap();
+        assert_eq!(ask(&table, "/a/b/c"), Some(0));
+        assert_eq!(ask(&table, "/a/b/c/d/e/f"), Some(0));
+        assert_eq!(ask(&table, "/a/b/cd"), None);
+        assert_eq!(ask(&table, "/a/b"), None);
+        // The first in order, not the longest.
+        assert_eq!(ask(&table, "/prefixes"), Some(1));
+        assert_eq!(ask(&table, "/pr"), Some(2));
+        assert_eq!(ask(&table, "/qu"), Some(5));
+        assert_eq!(ask(&table, &format!("/q{}", "/x".repeat(4096))), Some(4));
     }
 
     #[test]

@@ -8,16 +8,13 @@ use rustls::server::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::server::StartHandshake;
 
 use super::challenges::{ALPN_ACME, Challenges};
 pub use super::hello::AcceptError;
 use super::hello::{HelloReader, Refusal, judge};
 use super::policy::ALPN_H2;
+use super::stream::Stream;
 use super::turns::Turns;
-
-/// The one type of a TLS connection. Everybody names it through this alias.
-pub type Stream = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// Which protocol the two sides agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +45,6 @@ pub enum Handshake {
     /// A certificate authority has seen the answer to its TLS-ALPN-01 challenge; the connection is closed.
     Challenge,
 }
-
-/// At most this much of an answer waits in a connection for its socket, in bytes: four records.
-const SEND_BUFFER: usize = 64 * 1024;
 
 /// How far a handshake has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,27 +79,22 @@ async fn handshake(
     turns: &Turns,
     tell: impl Fn(Step),
 ) -> Result<Handshake, AcceptError> {
-    let hello = match read_hello(&tcp).await {
-        Ok(hello) => hello,
+    let (hello, received) = match read_hello(&tcp).await {
+        Ok(read) => read,
         Err(refusal) => return Err(refuse(tcp, refusal).await),
     };
     tell(Step::Hello);
     if let Some(challenge) = challenge(&hello, challenges) {
-        return answer_challenge(StartHandshake::from_parts(hello, tcp), challenge, tell).await;
+        return answer_challenge(tcp, received, challenge, tell).await;
     }
     if let Err(refusal) = judge(&hello, &config) {
         return Err(refuse(tcp, refusal).await);
     }
+    let sni = hello.client_hello().server_name().map(str::to_owned);
+    drop(hello);
     turns.wait().await;
-    let start = StartHandshake::from_parts(hello, tcp);
-    let finish = start.into_stream_with(config, |connection| {
-        connection.set_buffer_limit(Some(SEND_BUFFER));
-        tell(Step::Answered);
-    });
-    let stream = finish.await.map_err(classify)?;
-    let (_, connection) = stream.get_ref();
-    let sni = connection.server_name().map(str::to_owned);
-    let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
+    let stream = Stream::accept(tcp, config, received, || tell(Step::Answered)).await.map_err(classify)?;
+    let alpn = if stream.agreed().alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
     Ok(Handshake::Client(Accepted { stream, sni, alpn }))
 }
 
@@ -122,21 +111,23 @@ fn challenge(hello: &rustls::server::Accepted, challenges: &Challenges) -> Optio
 
 /// RFC 8737, section 3: once the handshake is complete, nothing is exchanged and the connection is closed.
 async fn answer_challenge(
-    start: StartHandshake<TcpStream>,
+    tcp: TcpStream,
+    received: Vec<u8>,
     config: Arc<ServerConfig>,
     tell: impl Fn(Step),
 ) -> Result<Handshake, AcceptError> {
-    let mut stream = start.into_stream_with(config, |_| tell(Step::Answered)).await.map_err(classify)?;
+    let mut stream = Stream::accept(tcp, config, received, || tell(Step::Answered)).await.map_err(classify)?;
     let _ = stream.shutdown().await;
     Ok(Handshake::Challenge)
 }
 
-async fn read_hello(tcp: &TcpStream) -> Result<rustls::server::Accepted, Refusal> {
+/// The ClientHello, and all that was read for it.
+async fn read_hello(tcp: &TcpStream) -> Result<(rustls::server::Accepted, Vec<u8>), Refusal> {
     let mut reader = HelloReader::default();
     loop {
         tcp.readable().await.map_err(|error| Refusal::silent(AcceptError::ClientLeft(error)))?;
         if let Some(hello) = reader.read(&mut Socket(tcp))? {
-            return Ok(hello);
+            return Ok((hello, reader.into_received()));
         }
     }
 }
@@ -427,7 +418,7 @@ mod tests {
             let (accepted, connected) = shake(world.config(&policy()), client, "app.example.com").await;
             connected.unwrap();
             let accepted = accepted.unwrap();
-            let connection = accepted.stream.get_ref().1;
+            let connection = accepted.stream.agreed();
             assert_eq!(connection.protocol_version(), Some(expected));
             let suite = match expected {
                 ProtocolVersion::TLSv1_3 => CipherSuite::TLS13_AES_128_GCM_SHA256,
@@ -505,7 +496,7 @@ mod tests {
         };
         let (accepted, connected) = connect(Some(&known)).await;
         connected.unwrap();
-        assert_eq!(accepted.unwrap().stream.get_ref().1.peer_certificates().unwrap()[0], known.der);
+        assert_eq!(accepted.unwrap().stream.agreed().peer_certificates().unwrap()[0], known.der);
         let (accepted, connected) = connect(None).await;
         assert_eq!(alert(connected), AlertDescription::CertificateRequired);
         assert!(matches!(accepted, Err(AcceptError::Tls(_))));

@@ -65,12 +65,14 @@ impl Refusal {
     }
 }
 
+/// Bytes that are read for a ClientHello. rustls takes one of 64 KiB; this leaves room for the headers of its records.
+const MOST: usize = 128 * 1024;
+
 /// Collects a ClientHello, however its bytes are cut.
 #[derive(Default)]
 pub struct HelloReader {
     acceptor: Acceptor,
-    /// The connection's first byte.
-    first: Option<u8>,
+    received: Vec<u8>,
 }
 
 impl HelloReader {
@@ -80,14 +82,18 @@ impl HelloReader {
     /// There will never be one.
     pub fn read(&mut self, source: &mut impl Read) -> Result<Option<Accepted>, Refusal> {
         let left = |error| Refusal::silent(AcceptError::ClientLeft(error));
-        match self.acceptor.read_tls(&mut Watched { source, first: &mut self.first }) {
+        match self.acceptor.read_tls(&mut Copied { source, received: &mut self.received }) {
             Ok(0) => return Err(left(io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(left(error)),
         }
+        if self.received.len() > MOST {
+            let error = rustls::Error::InvalidMessage(rustls::InvalidMessage::HandshakePayloadTooLarge);
+            return Err(Refusal::silent(AcceptError::Tls(error)));
+        }
         // No TLS record begins with a letter; all methods of HTTP do.
-        if self.first.is_some_and(|byte| byte.is_ascii_uppercase()) {
+        if self.received.first().is_some_and(u8::is_ascii_uppercase) {
             return Err(Refusal { error: AcceptError::PlainHttp, answer: plain_http_answer() });
         }
         self.acceptor.accept().map_err(|(error, mut alert)| {
@@ -97,20 +103,23 @@ impl HelloReader {
             Refusal { error: error.into(), answer }
         })
     }
+
+    /// All that was read: the ClientHello, and what came behind it.
+    pub fn into_received(self) -> Vec<u8> {
+        self.received
+    }
 }
 
-/// The source as the acceptor reads it; remembers the first byte.
-struct Watched<'a, R> {
+/// The source as the acceptor reads it; keeps a copy for the connection, which begins anew.
+struct Copied<'a, R> {
     source: &'a mut R,
-    first: &'a mut Option<u8>,
+    received: &'a mut Vec<u8>,
 }
 
-impl<R: Read> Read for Watched<'_, R> {
+impl<R: Read> Read for Copied<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.source.read(buffer)?;
-        if length > 0 {
-            *self.first = self.first.or_else(|| buffer.first().copied());
-        }
+        self.received.extend_from_slice(buffer.get(..length).unwrap_or_default());
         Ok(length)
     }
 }

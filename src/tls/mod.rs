@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod challenges;
 pub mod hello;
+mod kept;
 pub mod local_ca;
 mod names;
 pub mod pair;
@@ -12,6 +13,7 @@ pub mod resolver;
 mod slot;
 mod spare;
 pub mod store;
+pub mod stream;
 #[cfg(test)]
 mod testing;
 pub mod tickets;

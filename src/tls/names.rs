@@ -1,23 +1,23 @@
 //! From a server name to a number: exact names and wildcards, the most specific first.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use crate::base::host::HostPattern;
 
 /// Which of several things a name belongs to. One lookup per label at most.
 #[derive(Debug, Default)]
 pub(super) struct NameTable {
-    exact: HashMap<Box<str>, usize>,
+    exact: FxHashMap<Box<str>, usize>,
     /// The names of `.x`: exact too, but an exact pattern of another site goes before.
-    apex: HashMap<Box<str>, usize>,
-    below: HashMap<Box<str>, usize>,
-    starts_with: HashMap<Box<str>, usize>,
+    apex: FxHashMap<Box<str>, usize>,
+    below: FxHashMap<Box<str>, usize>,
+    starts_with: FxHashMap<Box<str>, usize>,
 }
 
 impl NameTable {
     /// Adds a pattern; of two equal ones the first stays.
     pub(super) fn add(&mut self, pattern: &HostPattern, to: usize) {
-        let put = |map: &mut HashMap<Box<str>, usize>, name: &str| {
+        let put = |map: &mut FxHashMap<Box<str>, usize>, name: &str| {
             map.entry(name.into()).or_insert(to);
         };
         match pattern {

@@ -223,6 +223,16 @@ impl BackEndStream {
         matches!(peeked, Err(rustix::io::Errno::AGAIN))
     }
 
+    /// Whether the runtime knows of something to read, or of an end. Costs no system call; of what came since the worker
+    /// last asked the system it knows nothing. Of TLS it says nothing: always true.
+    pub(super) fn has_news(&self, cx: &mut Context<'_>) -> bool {
+        match self {
+            BackEndStream::Tcp(stream) => stream.poll_read_ready(cx).is_ready(),
+            BackEndStream::Unix(stream) => stream.poll_read_ready(cx).is_ready(),
+            BackEndStream::Tls(_) => true,
+        }
+    }
+
     /// The address at the other end; a unix socket has none.
     pub(super) fn peer(&self) -> Option<IpAddr> {
         let stream = match self {

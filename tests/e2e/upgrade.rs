@@ -110,7 +110,9 @@ fn no_request_fails_when_the_number_of_workers_changes() {
         let head = world.head().replace("workers = 2", &format!("workers = {count}"));
         proxy.rewrite(&format!("{head}{}", sockets(&back_end.url())));
         go_on(&loads);
-        assert_eq!(workers(proxy.upgrade()), count);
+        let pid = proxy.upgrade();
+        // A thread that a worker has just begun has its name for a moment.
+        wait_until("the number of workers", SOON, || workers(pid) == count);
         go_on(&loads);
     }
     stop(loads);

@@ -303,7 +303,7 @@ fn a_client_that_has_just_connected_does_not_give_way() {
 #[test]
 fn slow_readers_cost_what_is_stated_and_memory_has_a_limit() {
     /// What one client costs that takes nothing of an answer without end.
-    const EACH: u64 = 512 << 10;
+    const EACH: u64 = 256 << 10;
     let back_end = BackEnd::start();
     let edge = Edge::start_with(back_end.address, "max_memory = \"8GiB\"", "");
     let mut client = steady(&edge);
@@ -327,8 +327,8 @@ fn slow_readers_cost_what_is_stated_and_memory_has_a_limit() {
     }
     let each = memory(&edge).saturating_sub(before) / 50;
     assert!(each <= EACH, "{} KiB each", each >> 10);
-    // As if what there is were 16 MiB more than what is in use: the next hundred meet the limit.
-    let limit = (memory(&edge) + (16 << 20)) / 9 * 10;
+    // As if what there is were 6 MiB more than what is in use: the next forty meet the limit.
+    let limit = (memory(&edge) + (6 << 20)) / 9 * 10;
     rewrite(&edge, "max_memory = \"8GiB\"", &format!("max_memory = \"{limit}B\""));
     assert_eq!(ask(&mut client), 200);
     let end = Instant::now() + DEADLINE;

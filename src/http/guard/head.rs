@@ -170,8 +170,24 @@ fn check_coding(value: &[u8]) -> Result<(), Refusal> {
 
 // RFC 9110, section 5.6.2.
 pub(crate) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN.get(usize::from(byte)).copied().unwrap_or_default()
 }
+
+/// For every byte whether a token has it: each byte of each field name is asked for.
+#[allow(clippy::indexing_slicing, reason = "what is out of bounds here does not compile")]
+static TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        token[byte as usize] = byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            );
+        byte += 1;
+    }
+    token
+};
 
 /// The lines of a head, without their CRLF. A bare CR stays inside and is refused as a control character.
 struct Lines<'a>(&'a [u8]);

@@ -1,8 +1,8 @@
 //! What comes back: checked before anybody sees it, then streamed with every wait under a deadline.
 
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,116 +13,131 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::hop;
 use crate::upstream::http::back_end::Load;
-use crate::upstream::http::exchange::Exchange;
-use crate::upstream::http::pool::{Connection, Pool};
+use crate::upstream::http::codec::body_length::BodyLength;
+use crate::upstream::http::connection::{Broken, Connection};
+use crate::upstream::http::pool::Pool;
 use crate::upstream::http::settings::Timeouts;
+use crate::upstream::http::upload::Turn;
 use crate::upstream::{Reply, Switched};
 
 /// What an answer comes with.
 pub(super) struct Answered {
-    pub(super) connection: Connection,
+    pub(super) connection: Box<Connection>,
     pub(super) load: Load,
-    pub(super) exchange: Option<Rc<Exchange>>,
-    /// Whether the request was HEAD.
-    pub(super) head: bool,
 }
 
 /// An ordinary answer to an ordinary request. Its connection goes to `pool` when both are complete.
 pub(super) fn plain(
-    response: Response<Incoming>,
+    response: Response<BodyLength>,
     answered: Answered,
     pool: &Pool,
     key: &Arc<str>,
     timeouts: &Timeouts,
 ) -> Result<Reply, Fault> {
-    let (parts, incoming) = response.into_parts();
     // RFC 9110, section 15.2.2: the server switches "via the Upgrade header field" to what was asked for. Nothing was.
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Fault::new(Kind::BadAnswer, "the back end switched protocols unasked"));
     }
-    let sent = answered.exchange.as_ref().is_none_or(|exchange| exchange.is_sent());
-    // hyper would speak HTTP/1.0 from here on, and drop every body without a length.
-    let shelf = (sent && parts.version == Version::HTTP_11).then(|| (pool.clone(), Arc::clone(key)));
-    respond(parts, incoming, answered, shelf, timeouts)
+    Ok(respond(response, answered, Some((pool.clone(), Arc::clone(key))), timeouts))
 }
 
 /// The answer to a handshake: a switch after the 101, and any other answer an ordinary one.
-pub(super) async fn switched(
-    response: Response<Incoming>,
-    answered: Answered,
+pub(super) fn switched(
+    response: Response<BodyLength>,
+    mut answered: Answered,
     key: Option<&HeaderValue>,
-    leftover: oneshot::Receiver<Bytes>,
     timeouts: &Timeouts,
 ) -> Result<Reply, Fault> {
-    let (mut parts, incoming) = response.into_parts();
-    if parts.status != StatusCode::SWITCHING_PROTOCOLS {
-        return respond(parts, incoming, answered, None, timeouts);
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(respond(response, answered, None, timeouts));
     }
-    check_handshake(&parts.headers, key)?;
-    drop(incoming);
-    let leftover = tokio::time::timeout(timeouts.read, leftover).await;
-    let (Ok(Ok(leftover)), Some(stream)) = (leftover, answered.connection.link().take()) else {
-        return Err(Fault::new(Kind::BadAnswer, "the connection ended with its 101"));
-    };
-    answered.connection.rest();
-    // An empty rest still holds the whole read buffer, for as long as the tunnel lives.
-    let leftover = if leftover.is_empty() { Bytes::new() } else { leftover };
-    hop::clean_response(&mut parts.headers);
-    parts.headers.remove(header::CONTENT_LENGTH);
-    let response = Response::from_parts(parts, ());
+    check_handshake(response.headers(), key)?;
+    let (stream, leftover) = answered.connection.switch().ok_or_else(no_stream)?;
+    let mut response = response.map(drop);
+    hop::clean_response(response.headers_mut());
+    response.headers_mut().remove(header::CONTENT_LENGTH);
     Ok(Reply::Switched(Box::new(Switched { response, stream, leftover, back_end: "".into(), load: answered.load })))
 }
 
+/// A 101 has been taken already.
+pub(super) fn no_stream() -> Fault {
+    Fault::new(Kind::BadAnswer, "the connection ended with its 101")
+}
+
 /// What a failure before the answer's head was.
-pub(super) fn no_answer(error: hyper::Error, received: bool) -> Fault {
-    if error.is_user() {
-        return Fault::new(Kind::Gone, "the request body ended early").because(error);
+pub(super) fn no_answer(broken: Broken, received: bool) -> Fault {
+    let none = |error: Box<dyn Error + Send + Sync>| {
+        Fault::new(Kind::BadAnswer, "the back end's answer is not HTTP").because(error)
+    };
+    match broken {
+        Broken::Fault(fault) => fault,
+        Broken::Head(error) => none(error.into()),
+        Broken::Body(error) => none(error.into()),
+        Broken::Unanswered => none("too much before the answer's head".into()),
+        Broken::Io(error) if received => {
+            Fault::new(Kind::Truncated, "the back end broke off in the head of its answer").because(error)
+        }
+        Broken::Io(error) => {
+            Fault::new(Kind::BadAnswer, "the back end closed the connection without an answer").because(error)
+        }
     }
-    if error.is_parse() {
-        return Fault::new(Kind::BadAnswer, "the back end's answer is not HTTP").because(error);
+}
+
+/// What a failure in the answer's body was.
+fn broken_off(broken: Broken) -> Fault {
+    match broken {
+        Broken::Fault(fault) => fault,
+        Broken::Body(error) => {
+            Fault::new(Kind::BadAnswer, "the back end's body is not framed as announced").because(error)
+        }
+        Broken::Io(error) => Fault::new(Kind::Truncated, "the back end broke off in its answer").because(error),
+        Broken::Head(_) | Broken::Unanswered => no_answer(broken, true),
     }
-    if received {
-        return Fault::new(Kind::Truncated, "the back end broke off in the head of its answer").because(error);
-    }
-    Fault::new(Kind::BadAnswer, "the back end closed the connection without an answer").because(error)
 }
 
 fn respond(
-    mut parts: response::Parts,
-    incoming: Incoming,
-    answered: Answered,
+    response: Response<BodyLength>,
+    mut answered: Answered,
     shelf: Option<(Pool, Arc<str>)>,
     timeouts: &Timeouts,
-) -> Result<Reply, Fault> {
-    check_framing(&mut parts, answered.head)?;
+) -> Reply {
+    let (mut parts, length) = response.into_parts();
     // RFC 9112, section 2.3: "an intermediary … MUST send its own HTTP-version in forwarded messages". With the back
     // end's 1.0 the client would not get chunks, and could not tell a whole answer from one that broke off.
     parts.version = Version::HTTP_11;
     hop::clean_response(&mut parts.headers);
-    let mut body =
-        AnswerBody { incoming, answered: Some(answered), shelf, read: timeouts.read, due: None, alarm: None };
-    let body = if body.incoming.is_end_stream() {
-        body.finish();
-        Body::Empty
-    } else {
-        Body::stream(body)
+    answered.connection.expect(length);
+    let whole = answered.connection.whole_body();
+    let mut body = AnswerBody {
+        answered: Some(answered),
+        shelf,
+        read: timeouts.read,
+        unseen: true,
+        failure: None,
+        due: None,
+        alarm: None,
     };
-    Ok(Reply::Response(Response::from_parts(parts, body)))
+    let body = match whole {
+        Some(whole) => {
+            body.finish();
+            Body::full(whole)
+        }
+        None => Body::stream(body),
+    };
+    Reply::Response(Response::from_parts(parts, body))
 }
 
-/// hyper settles how long an answer is, and is lenient about what contradicts it. `head` says that the request was HEAD.
+/// Where the body of an answer ends: the one place that settles it. `head` says that the request was HEAD.
 ///
 /// # Errors
 /// Two readers could take the answer for one of different lengths.
-pub fn check_framing(parts: &mut response::Parts, head: bool) -> Result<(), Fault> {
+pub fn check_framing(parts: &mut response::Parts, head: bool) -> Result<BodyLength, Fault> {
     let bad = |told: &'static str| Err(Fault::new(Kind::BadAnswer, told));
     let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
     let coded = match (codings.next(), codings.next()) {
@@ -150,18 +165,29 @@ pub fn check_framing(parts: &mut response::Parts, head: bool) -> Result<(), Faul
     }
     // RFC 9110, section 8.6: "A server MUST NOT send a Content-Length header field in any response with a status code
     // of 1xx (Informational) or 204 (No Content)."
+    let value = known.and_then(|known| HeaderValue::from_bytes(known).ok());
+    let known = known.and_then(|known| std::str::from_utf8(known).ok()?.parse().ok());
     if parts.status == StatusCode::NO_CONTENT {
         parts.headers.remove(header::CONTENT_LENGTH);
-    } else if let Some(known) = known.and_then(|known| HeaderValue::from_bytes(known).ok()) {
+    } else if let Some(value) = value {
         // One field with one value, whatever came.
-        parts.headers.insert(header::CONTENT_LENGTH, known);
+        parts.headers.insert(header::CONTENT_LENGTH, value);
     }
     // RFC 9112, section 6.1: "A server MUST NOT send a response containing Transfer-Encoding unless the corresponding
-    // request indicates HTTP/1.1 (or later minor revisions)"; hyper checks it where there is a body.
-    if coded && head && parts.version == Version::HTTP_10 {
+    // request indicates HTTP/1.1 (or later minor revisions)"; one that speaks 1.0 may not know what it says.
+    if coded && parts.version == Version::HTTP_10 {
         return bad("the back end's HTTP/1.0 answer has a Transfer-Encoding");
     }
-    Ok(())
+    // RFC 9112, section 6.3, in its order: what has no body whatever its fields say; chunks; a length; the close.
+    let status = parts.status;
+    let empty =
+        head || status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    match known {
+        _ if empty => Ok(BodyLength::Exactly(0)),
+        _ if coded => Ok(BodyLength::Chunked),
+        Some(known) => Ok(BodyLength::Exactly(known)),
+        None => Ok(BodyLength::UntilClose),
+    }
 }
 
 /// RFC 6455, section 4.1: what a client must check of a 101. It is done for clients that can do it themselves too: who
@@ -191,11 +217,14 @@ pub(super) fn check_handshake(headers: &HeaderMap, key: Option<&HeaderValue>) ->
 
 /// The body of an answer on its way. Read to its end it gives its connection back; dropped before, it closes it.
 struct AnswerBody {
-    incoming: Incoming,
     /// Gone when the body is over.
     answered: Option<Answered>,
     shelf: Option<(Pool, Arc<str>)>,
     read: Duration,
+    /// What was passed on since the last wait, the head at first, may not have gone to the client yet.
+    unseen: bool,
+    /// Comes next, and is the end.
+    failure: Option<Fault>,
     /// When the current wait is too long; `None` while there is none.
     due: Option<Instant>,
     /// Made for the first wait. It may ring early: then it is set anew.
@@ -204,42 +233,38 @@ struct AnswerBody {
 
 impl AnswerBody {
     fn finish(&mut self) {
-        let Some(Answered { connection, exchange, .. }) = self.answered.take() else { return };
-        if exchange.is_some_and(|exchange| !exchange.is_sent()) || !connection.link().is_flushed() {
-            // The back end answered before it had the whole request, and does not want the rest.
-            return;
-        }
-        connection.rest();
-        if let Some((pool, key)) = self.shelf.take() {
+        let Some(Answered { mut connection, .. }) = self.answered.take() else { return };
+        if connection.rest()
+            && let Some((pool, key)) = self.shelf.take()
+        {
             pool.put(&key, connection);
         }
     }
 
-    fn fail(&mut self, error: hyper::Error) -> Fault {
-        let told = self.answered.take().and_then(|answered| answered.exchange.and_then(|exchange| exchange.fault()));
-        if let Some(fault) = told {
-            return fault;
+    fn left(&self) -> Option<u64> {
+        match &self.answered {
+            Some(answered) => answered.connection.left(),
+            None => self.failure.is_none().then_some(0),
         }
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            use std::io::ErrorKind::{InvalidData, InvalidInput};
-            if inner.downcast_ref::<std::io::Error>().is_some_and(|io| matches!(io.kind(), InvalidData | InvalidInput))
-            {
-                return Fault::new(Kind::BadAnswer, "the back end's body is not framed as announced").because(error);
-            }
-            cause = inner.source();
-        }
-        Fault::new(Kind::Truncated, "the back end broke off in its answer").because(error)
     }
 
     /// Pending until the wait for the back end is too long.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let due = *self.due.get_or_insert_with(|| Instant::now() + self.read);
+        let mut due = *self.due.get_or_insert_with(|| Instant::now() + self.read);
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         while alarm.as_mut().poll(cx).is_ready() {
-            if Instant::now() >= due {
+            let now = Instant::now();
+            // A back end that has answered early may wait for the rest of the request, and that for the client.
+            let moved = match self.answered.as_ref().map(|answered| answered.connection.waits()) {
+                Some((Turn::Client, _)) => now,
+                Some((Turn::BackEnd | Turn::Nobody, moved)) => moved,
+                None => due,
+            };
+            due = due.max(moved + self.read);
+            if now >= due {
                 return Poll::Ready(());
             }
+            self.due = Some(due);
             alarm.as_mut().reset(due);
         }
         Poll::Pending
@@ -252,41 +277,48 @@ impl HttpBody for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
         let this = &mut *self;
-        if this.answered.is_none() {
-            return Poll::Ready(None);
-        }
-        loop {
-            match Pin::new(&mut this.incoming).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    this.due = None;
-                    // Trailers end here: we announced to the back end that we take none (no TE: trailers).
-                    let Ok(data) = frame.into_data() else { continue };
-                    if this.incoming.is_end_stream() {
-                        this.finish();
-                    }
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(this.fail(error)))),
-                Poll::Ready(None) => {
+        let Some(answered) = &mut this.answered else { return Poll::Ready(this.failure.take().map(Err)) };
+        let Poll::Ready(polled) = answered.connection.poll_body(cx) else {
+            this.unseen = false;
+            if this.poll_overdue(cx).is_pending() {
+                return Poll::Pending;
+            }
+            this.answered = None;
+            return Poll::Ready(Some(Err(Fault::new(Kind::ReadTimeout, "the back end stopped in its answer"))));
+        };
+        this.due = None;
+        match polled {
+            Ok(Some(data)) => {
+                this.unseen = true;
+                if this.left() == Some(0) {
                     this.finish();
-                    return Poll::Ready(None);
                 }
-                Poll::Pending => {
-                    if this.poll_overdue(cx).is_pending() {
-                        return Poll::Pending;
-                    }
-                    this.answered = None;
-                    return Poll::Ready(Some(Err(Fault::new(Kind::ReadTimeout, "the back end stopped in its answer"))));
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Ok(None) => {
+                this.finish();
+                Poll::Ready(None)
+            }
+            Err(broken) => {
+                this.answered = None;
+                let fault = broken_off(broken);
+                if !this.unseen {
+                    return Poll::Ready(Some(Err(fault)));
                 }
+                // A fault makes hyper drop what it has not sent yet: a moment for that, so that the client sees an
+                // answer that broke off, and not none.
+                this.failure = Some(fault);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.answered.is_none() || self.incoming.is_end_stream()
+        self.left() == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.answered.is_none() { SizeHint::with_exact(0) } else { self.incoming.size_hint() }
+        self.left().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

@@ -11,6 +11,8 @@ use crate::upstream::connect::TlsTarget;
 pub mod answer;
 mod back_end;
 mod balance;
+pub mod codec;
+mod connection;
 mod exchange;
 mod health;
 mod outgoing;
@@ -27,6 +29,7 @@ pub mod sticky;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod upload;
 
 pub use back_end::{BackEndRegister, BackEndState, Load};
 pub use health::BackEndHealth;

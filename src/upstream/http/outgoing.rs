@@ -1,7 +1,5 @@
 //! The request as it is written to a back end: built anew from what was parsed, with one framing field.
 
-use std::rc::Rc;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
@@ -11,7 +9,7 @@ use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::hop::drop_all;
 use crate::http::request::UpstreamRequest;
-use crate::upstream::http::exchange::{Exchange, Upload};
+use crate::upstream::http::upload::Upload;
 use crate::upstream::http::{HostField, Target};
 
 /// Fields about this hop's own framing and routing: never taken over, whoever put them there.
@@ -28,9 +26,10 @@ const OURS: [HeaderName; 8] = [
 
 /// A request that is ready to be written, but for the Host field.
 pub(super) struct Outgoing {
-    /// Taken while it is on a connection; back again when nothing of it was written.
-    request: Option<Request<Upload>>,
-    pub(super) exchange: Option<Rc<Exchange>>,
+    head: Request<()>,
+    /// Taken while it is on a connection; back again when it may go on another.
+    upload: Option<Upload>,
+    has_body: bool,
     /// The client's authority, where it becomes the Host field.
     authority: Option<HeaderValue>,
     repeatable: bool,
@@ -51,64 +50,60 @@ impl Outgoing {
         };
         let UpstreamRequest { method, mut headers, websocket, .. } = request;
         drop_all(&mut headers, |field| OURS.contains(field));
-        let (upload, exchange) = if websocket {
+        let upload = if websocket {
             // RFC 6455, section 4.1: the fields of a handshake; Sec-WebSocket-* are the client's own.
             headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            (Upload::none(), None)
+            Upload::none()
         } else {
-            frame(&mut headers, &method, body.length());
-            Upload::new(body)
+            let length = body.length();
+            frame(&mut headers, &method, length);
+            Upload::new(body, length)
         };
-        let repeatable = exchange.is_none() && is_safe(&method);
-        let mut request = Request::new(upload);
-        *request.method_mut() = method;
-        *request.uri_mut() = Uri::from(target);
-        *request.headers_mut() = headers;
-        Ok(Outgoing { request: Some(request), exchange, authority, repeatable })
+        let has_body = !upload.is_over();
+        // RFC 9110, section 9.2.2: "A proxy MUST NOT automatically retry non-idempotent requests."
+        let repeatable = !has_body && is_safe(&method);
+        let mut head = Request::new(());
+        *head.method_mut() = method;
+        *head.uri_mut() = Uri::from(target);
+        *head.headers_mut() = headers;
+        Ok(Outgoing { head, upload: Some(upload), has_body, authority, repeatable })
     }
 
     /// The request for `target`. `None` when it is under way.
-    pub(super) fn take(&mut self, target: &Target) -> Option<Request<Upload>> {
-        let mut request = self.request.take()?;
+    pub(super) fn take(&mut self, target: &Target) -> Option<(&Request<()>, Upload)> {
+        let upload = self.upload.take()?;
         if let Some(host) = self.authority.as_ref().or(target.host.as_ref()) {
-            request.headers_mut().insert(header::HOST, host.clone());
+            self.head.headers_mut().insert(header::HOST, host.clone());
         }
-        Some(request)
+        Some((&self.head, upload))
     }
 
-    /// Nothing of `request` was written: it can be sent elsewhere.
-    pub(super) fn put_back(&mut self, request: Request<Upload>) {
-        self.request = Some(request);
+    /// Nothing of it was written: it can be sent elsewhere.
+    pub(super) fn put_back(&mut self, upload: Upload) {
+        self.upload = Some(upload);
+    }
+
+    /// Whether it may be sent once more when its connection has died.
+    pub(super) fn is_repeatable(&self) -> bool {
+        self.repeatable
     }
 
     /// It has been sent, and is sent once more: whoever dies twice dies of the request.
-    pub(super) fn repeat(&mut self, copy: Request<Upload>) {
-        self.request = Some(copy);
+    pub(super) fn repeat(&mut self) {
+        self.again();
         self.repeatable = false;
     }
 
-    /// A copy to send to another back end when one has answered that it is the wrong one. `None` with a body.
-    pub(super) fn spare(&self) -> Option<Request<Upload>> {
-        self.request.as_ref().filter(|_| self.exchange.is_none()).map(duplicate)
+    /// Whether another back end can be asked when one has answered that it is the wrong one.
+    pub(super) fn has_body(&self) -> bool {
+        self.has_body
     }
 
-    /// A second copy, if the request may be sent twice: RFC 9110, section 9.2.2: "A proxy MUST NOT automatically retry
-    /// non-idempotent requests."
-    pub(super) fn copy(&self, request: &Request<Upload>) -> Option<Request<Upload>> {
-        if !self.repeatable {
-            return None;
-        }
-        Some(duplicate(request))
+    /// It was answered, and is asked elsewhere. It has no body.
+    pub(super) fn again(&mut self) {
+        self.upload = Some(Upload::none());
     }
-}
-
-fn duplicate(request: &Request<Upload>) -> Request<Upload> {
-    let mut copy = Request::new(Upload::none());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
 }
 
 /// Gives a handshake that came over HTTP/2, where there is none, a key of its own.

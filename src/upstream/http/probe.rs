@@ -4,15 +4,12 @@
 use std::collections::hash_map::RandomState;
 use std::future::poll_fn;
 use std::hash::BuildHasher;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
-use http_body::Body as HttpBody;
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header, response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use crate::base::address::HttpBackEnd;
 use crate::base::fault::{Fault, Kind};
@@ -20,9 +17,9 @@ use crate::base::proxy_head;
 use crate::base::units::format_duration;
 use crate::upstream::connect::{self, BackEndStream, ConnectError, TlsTarget};
 use crate::upstream::http::back_end::BackEndState;
-use crate::upstream::http::exchange::Upload;
-use crate::upstream::http::pool::Connection;
+use crate::upstream::http::connection::Connection;
 use crate::upstream::http::settings::{Probe, ProxyVersion};
+use crate::upstream::http::upload::Upload;
 use crate::upstream::http::{answer, outgoing};
 
 /// How long the end of a conversation may take whose outcome is known already.
@@ -125,8 +122,8 @@ impl Watch {
             let _ = tokio::time::timeout(PARTING, part(stream)).await;
             return Ok("101".to_owned());
         }
-        let (connection, status, body) = tokio::time::timeout(within, self.get()).await.map_err(late)??;
-        if tokio::time::timeout(PARTING, read(body)).await.is_ok_and(|whole| whole) {
+        let (mut connection, status) = tokio::time::timeout(within, self.get()).await.map_err(late)??;
+        if tokio::time::timeout(PARTING, read(&mut connection)).await.is_ok_and(|whole| whole) {
             connection.rest();
         }
         match self.probe.status.iter().any(|range| range.contains(&status.as_u16())) {
@@ -135,12 +132,14 @@ impl Watch {
         }
     }
 
-    async fn get(&self) -> Result<(Connection, StatusCode, Incoming), ProbeError> {
+    async fn get(&self) -> Result<(Box<Connection>, StatusCode), ProbeError> {
         let mut request = self.request()?;
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        let mut connection = self.connect(None).await?;
-        let response = send(&mut connection, request).await?;
-        Ok((connection, response.status(), response.into_body()))
+        let mut connection = self.connect().await?;
+        let mut head = send(&mut connection, &request).await?;
+        let length = answer::check_framing(&mut head, false)?;
+        connection.expect(length);
+        Ok((connection, head.status))
     }
 
     async fn shake_hands(&self) -> Result<BackEndStream, ProbeError> {
@@ -151,23 +150,18 @@ impl Watch {
         headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         outgoing::complete_handshake(headers)?;
         let key = headers.get(header::SEC_WEBSOCKET_KEY).cloned();
-        let (switched, leftover) = oneshot::channel();
-        let mut connection = self.connect(Some(switched)).await?;
-        let response = send(&mut connection, request).await?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(ProbeError::NoWebSocket(response.status().as_u16()));
+        let mut connection = self.connect().await?;
+        let head = send(&mut connection, &request).await?;
+        if head.status != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(ProbeError::NoWebSocket(head.status.as_u16()));
         }
-        answer::check_handshake(response.headers(), key.as_ref())?;
-        drop(response);
-        let ended = || Fault::new(Kind::BadAnswer, "the connection ended with its 101");
-        leftover.await.map_err(|_| ended())?;
-        let stream = connection.link().take().ok_or_else(ended)?;
-        connection.rest();
+        answer::check_handshake(&head.headers, key.as_ref())?;
+        let (stream, _) = connection.switch().ok_or_else(answer::no_stream)?;
         Ok(stream)
     }
 
-    fn request(&self) -> Result<Request<Upload>, Fault> {
-        let mut request = Request::new(Upload::none());
+    fn request(&self) -> Result<Request<()>, Fault> {
+        let mut request = Request::new(());
         *request.uri_mut() = Uri::try_from(self.probe.path.as_str())
             .map_err(|error| Fault::new(Kind::Internal, "the path of the probe cannot be asked for").because(error))?;
         let mut headers = HeaderMap::with_capacity(8);
@@ -178,32 +172,29 @@ impl Watch {
         Ok(request)
     }
 
-    async fn connect(&self, switched: Option<oneshot::Sender<bytes::Bytes>>) -> Result<Connection, ProbeError> {
+    async fn connect(&self) -> Result<Box<Connection>, ProbeError> {
         let (to, tls, within) = (&self.to.endpoint, self.tls.as_ref(), self.probe.timeout);
         let connected = connect::connect_with_head(to, tls, within, &self.state.source, &self.head).await;
-        let stream = connected.map_err(ProbeError::Connect)?;
-        let driven = Connection::open(stream, switched).await;
-        Ok(driven.map_err(|error| Fault::new(Kind::Internal, "a connection cannot be driven").because(error))?)
+        Ok(Connection::new(connected.map_err(ProbeError::Connect)?))
     }
 }
 
-async fn send(connection: &mut Connection, request: Request<Upload>) -> Result<http::Response<Incoming>, Fault> {
-    let response = connection.send(request).await;
-    response.map_err(|error| answer::no_answer(error.into_error(), connection.link().has_received()))
+async fn send(connection: &mut Connection, request: &Request<()>) -> Result<response::Parts, Fault> {
+    connection.begin(request, Upload::none());
+    let answered = poll_fn(|cx| connection.poll_head(cx)).await;
+    answered.map_err(|broken| answer::no_answer(broken, connection.has_received()))
 }
 
-/// Whether the whole of `body` came, and is no longer than anybody wants to know.
-async fn read(mut body: Incoming) -> bool {
+/// Whether the whole of the body came, and is no longer than anybody wants to know.
+async fn read(connection: &mut Connection) -> bool {
     let mut left = BODY;
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let Ok(frame) = frame else { return false };
-        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
-        match left.checked_sub(length) {
-            Some(rest) => left = rest,
-            None => return false,
+    loop {
+        match poll_fn(|cx| connection.poll_body(cx)).await {
+            Ok(Some(data)) if data.len() <= left => left -= data.len(),
+            Ok(None) => return true,
+            Ok(Some(_)) | Err(_) => return false,
         }
     }
-    true
 }
 
 /// RFC 6455, section 7.1.1: the Close frame, the other's, and the end of the connection, which is the server's to begin.

@@ -1,13 +1,12 @@
 //! From a request to an answer: back end after back end, connection after connection, as far as a retry is safe. What
-//! was never written goes to the next back end, whatever it is. What was written is sent once more if it asks for nothing
-//! to be changed, has no body, and its connection ended before the first byte of an answer.
+//! was never written goes to the next back end, unless something of its body was taken from the client already. What was
+//! written is sent once more if it asks for nothing to be changed, has no body, and its connection ended before the first
+//! byte of an answer.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
-use hyper::body::Incoming;
-use tokio::sync::oneshot;
+use http::{HeaderMap, HeaderValue, Method, Response, header};
 
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
@@ -16,9 +15,11 @@ use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::http::answer::{self, Answered};
 use crate::upstream::http::back_end::BackEndState;
 use crate::upstream::http::balance::Candidate;
-use crate::upstream::http::exchange::{self, Upload};
+use crate::upstream::http::codec::body_length::BodyLength;
+use crate::upstream::http::connection::{Broken, Connection};
+use crate::upstream::http::exchange;
 use crate::upstream::http::outgoing::{self, Outgoing};
-use crate::upstream::http::pool::{Connection, Pool};
+use crate::upstream::http::pool::Pool;
 use crate::upstream::http::session::Verdict;
 use crate::upstream::http::settings::Health;
 use crate::upstream::http::{HttpUpstream, Target, proxy};
@@ -37,7 +38,6 @@ enum Miss {
     /// The connection died under a request that may be sent once more.
     Died {
         fault: Fault,
-        copy: Box<Request<Upload>>,
         /// It had waited in the pool: a back end that is well may close it at any time.
         reused: bool,
     },
@@ -48,7 +48,6 @@ enum Miss {
 /// One request under way.
 struct Trip {
     outgoing: Outgoing,
-    head: bool,
     /// For `Sec-WebSocket-Accept`; `Some` for a handshake.
     websocket: Option<Option<HeaderValue>>,
     /// What a connection begins with. One that begins with something is this request's alone.
@@ -84,7 +83,6 @@ impl HttpUpstream {
         let scheme = request.client.scheme;
         let cookies = self.cookies(&request);
         let mut trip = Trip {
-            head: request.method == Method::HEAD,
             websocket: request.websocket.then(|| request.headers.get(header::SEC_WEBSOCKET_KEY).cloned()),
             proxy_head: self.proxy_protocol.map(|version| proxy::head_of(version, &request.client)),
             outgoing: Outgoing::new(request, body, &self.host)?,
@@ -99,7 +97,7 @@ impl HttpUpstream {
         while let Some(index) = next {
             let (Some(target), Some(candidate)) = (self.targets.get(index), self.candidates.get(index)) else { break };
             trip.ahead = u32::try_from(order.len().saturating_sub(tried)).unwrap_or(0).saturating_add(1);
-            let spare = if session.is_search() { trip.outgoing.spare() } else { None };
+            let spare = session.is_search() && !trip.outgoing.has_body();
             let answered = {
                 let answer = pin!(self.ask(target, candidate, &mut trip, pool));
                 session.attend(answer, candidate).await
@@ -107,10 +105,10 @@ impl HttpUpstream {
             match answered {
                 Ok(reply) => {
                     let mut reply = match (session.judge(reply, candidate).await?, spare) {
-                        (Verdict::Elsewhere(mut reply), Some(spare)) => {
+                        (Verdict::Elsewhere(mut reply), true) => {
                             decorate(&mut reply, candidate, None);
                             denied = Some(reply);
-                            trip.outgoing.put_back(spare);
+                            trip.outgoing.again();
                             next = self.next(&mut order, &mut tried, trip.patience);
                             continue;
                         }
@@ -124,9 +122,9 @@ impl HttpUpstream {
                     failure = Some(fault);
                     next = self.next(&mut order, &mut tried, trip.patience);
                 }
-                Err(Miss::Died { fault, copy, reused }) if self.retries.claim() => {
+                Err(Miss::Died { fault, reused }) if self.retries.claim() => {
                     failure = Some(fault);
-                    trip.outgoing.repeat(*copy);
+                    trip.outgoing.repeat();
                     trip.anew = true;
                     // A client that stays with its back end does not leave it for a connection that was too old.
                     let stays = led || (reused && self.balancer.keeps_clients());
@@ -193,15 +191,14 @@ impl HttpUpstream {
     async fn ask(&self, target: &Target, candidate: &Candidate, trip: &mut Trip, pool: &Pool) -> Result<Reply, Miss> {
         let load = candidate.state.enter();
         if trip.websocket.is_some() {
-            let (switched, leftover) = oneshot::channel();
-            let connection = Box::pin(self.open(target, &candidate.state, Some(switched), trip)).await?;
+            let connection = Box::pin(self.open(target, &candidate.state, trip)).await?;
             let (connection, response) = Box::pin(self.exchange(connection, target, &candidate.state, trip)).await?;
-            let answered = Answered { connection, load, exchange: None, head: false };
             let key = trip.websocket.as_ref().and_then(Option::as_ref);
-            return answer::switched(response, answered, key, leftover, &self.timeouts).await.map_err(Miss::Failed);
+            let answered = Answered { connection, load };
+            return answer::switched(response, answered, key, &self.timeouts).map_err(Miss::Failed);
         }
         let (connection, response) = self.exchange_plain(target, &candidate.state, trip, pool).await?;
-        let answered = Answered { connection, load, exchange: trip.outgoing.exchange.clone(), head: trip.head };
+        let answered = Answered { connection, load };
         answer::plain(response, answered, pool, &target.key, &self.timeouts).map_err(Miss::Failed)
     }
 
@@ -213,10 +210,10 @@ impl HttpUpstream {
         state: &BackEndState,
         trip: &mut Trip,
         pool: &Pool,
-    ) -> Result<(Connection, Response<Incoming>), Miss> {
+    ) -> Result<(Box<Connection>, Response<BodyLength>), Miss> {
         while !trip.anew
             && trip.proxy_head.is_none()
-            && let Some(connection) = waiting(target, state, pool)
+            && let Some(connection) = waiting(target, state, pool, trip.outgoing.is_repeatable())
         {
             match self.exchange(connection, target, state, trip).await {
                 Err(Miss::Unreached(_)) => {}
@@ -224,32 +221,32 @@ impl HttpUpstream {
             }
         }
         // Boxed: it is rare, and every request would else carry its room about.
-        let connection = Box::pin(self.open(target, state, None, trip)).await?;
+        let connection = Box::pin(self.open(target, state, trip)).await?;
         self.exchange(connection, target, state, trip).await
     }
 
     /// On one connection; the back end's health hears what came of it.
     async fn exchange(
         &self,
-        connection: Connection,
+        connection: Box<Connection>,
         target: &Target,
         state: &BackEndState,
         trip: &mut Trip,
-    ) -> Result<(Connection, Response<Incoming>), Miss> {
+    ) -> Result<(Box<Connection>, Response<BodyLength>), Miss> {
         let (began, reused) = (Instant::now(), connection.reused);
         let attempted = self.attempt(connection, target, &mut trip.outgoing).await;
         let health = self.strictness(state);
         match &attempted {
             Ok((_, response)) => state.answered(response.status(), began, health),
             // One that has waited may end at any time.
-            Err(Attempt::Died { fault, .. }) if !reused => state.unanswered(fault, began, health),
+            Err(Attempt::Died(fault)) if !reused => state.unanswered(fault, began, health),
             Err(Attempt::Failed(fault)) => state.unanswered(fault, began, health),
-            Err(Attempt::Died { .. } | Attempt::Unsent(_)) => {}
+            Err(Attempt::Died(_) | Attempt::Unsent(_)) => {}
         }
         attempted.map_err(|miss| match miss {
             Attempt::Unsent(fault) => Miss::Unreached(fault),
-            Attempt::Died { fault, copy: Some(copy) } => Miss::Died { fault, copy, reused },
-            Attempt::Died { fault, copy: None } | Attempt::Failed(fault) => Miss::Failed(fault),
+            Attempt::Died(fault) if trip.outgoing.is_repeatable() => Miss::Died { fault, reused },
+            Attempt::Died(fault) | Attempt::Failed(fault) => Miss::Failed(fault),
         })
     }
 
@@ -262,46 +259,37 @@ impl HttpUpstream {
 
     async fn attempt(
         &self,
-        mut connection: Connection,
+        mut connection: Box<Connection>,
         target: &Target,
         outgoing: &mut Outgoing,
-    ) -> Result<(Connection, Response<Incoming>), Attempt> {
-        let Some(request) = outgoing.take(target) else {
+    ) -> Result<(Box<Connection>, Response<BodyLength>), Attempt> {
+        let Some((request, upload)) = outgoing.take(target) else {
             return Err(Attempt::Failed(Fault::new(Kind::Internal, "the request is under way already")));
         };
-        let copy = outgoing.copy(&request);
-        let sent = connection.send(request);
-        let waited = exchange::wait(sent, outgoing.exchange.as_deref(), connection.link(), &self.timeouts).await;
-        let mut error = match waited {
-            Ok(Ok(response)) => {
-                connection.link().answered();
-                return Ok((connection, response));
+        let head = *request.method() == Method::HEAD;
+        connection.begin(request, upload);
+        let broken = match exchange::answer(&mut connection, &self.timeouts).await {
+            Ok(mut parts) => {
+                let length = answer::check_framing(&mut parts, head).map_err(Attempt::Failed)?;
+                return Ok((connection, Response::from_parts(parts, length)));
             }
-            Ok(Err(error)) => error,
-            Err(fault) => return Err(Attempt::Failed(fault)),
+            Err(broken) => broken,
         };
-        if let Some(request) = error.take_message() {
-            outgoing.put_back(request);
-            let fault = Fault::new(Kind::Connect, "the connection closed").because(error.into_error());
-            return Err(Attempt::Unsent(fault));
+        let received = connection.has_received();
+        let died = !received && matches!(broken, Broken::Io(_));
+        // A new one that takes nothing is told to the back end's health.
+        if died
+            && connection.reused
+            && let Some(upload) = connection.take_unsent()
+        {
+            outgoing.put_back(upload);
+            return Err(Attempt::Unsent(answer::no_answer(broken, received)));
         }
-        if let Some(fault) = outgoing.exchange.as_ref().and_then(|exchange| exchange.fault()) {
-            return Err(Attempt::Failed(fault));
-        }
-        let error = error.into_error();
-        let received = connection.link().has_received();
-        let died = !received && !error.is_user();
-        let fault = answer::no_answer(error, received);
-        Err(if died { Attempt::Died { fault, copy: copy.map(Box::new) } } else { Attempt::Failed(fault) })
+        let fault = answer::no_answer(broken, received);
+        Err(if died { Attempt::Died(fault) } else { Attempt::Failed(fault) })
     }
 
-    async fn open(
-        &self,
-        target: &Target,
-        state: &BackEndState,
-        switched: Option<oneshot::Sender<bytes::Bytes>>,
-        trip: &mut Trip,
-    ) -> Result<Connection, Miss> {
+    async fn open(&self, target: &Target, state: &BackEndState, trip: &mut Trip) -> Result<Box<Connection>, Miss> {
         let (endpoint, tls) = (&target.back_end.endpoint, target.tls.as_ref());
         // An equal share for each back end: one that swallows packets leaves some for the next.
         let (share, since) = (trip.patience / trip.ahead.max(1), Instant::now());
@@ -313,9 +301,7 @@ impl HttpUpstream {
             Err(error) => return Err(self.unreached(error, state, since)),
         };
         state.reached();
-        let mut connection = Connection::open(stream, switched).await.map_err(|error| {
-            Miss::Failed(Fault::new(Kind::Internal, "a connection cannot be driven").because(error))
-        })?;
+        let mut connection = Connection::new(stream);
         connection.single = trip.proxy_head.is_some();
         Ok(connection)
     }
@@ -340,9 +326,9 @@ impl HttpUpstream {
 }
 
 /// A connection of the pool to an address that the back end's name still has.
-fn waiting(target: &Target, state: &BackEndState, pool: &Pool) -> Option<Connection> {
+fn waiting(target: &Target, state: &BackEndState, pool: &Pool, repeated: bool) -> Option<Box<Connection>> {
     loop {
-        let connection = pool.take(&target.key)?;
+        let connection = pool.take(&target.key, repeated)?;
         let Some(name) = state.source.name() else { return Some(connection) };
         if connection.peer().is_none_or(|address| name.still_has(address)) {
             return Some(connection);
@@ -355,7 +341,7 @@ enum Attempt {
     /// Nothing was written; the request is back.
     Unsent(Fault),
     /// The connection died before the answer's first byte: as one does that the back end closed meanwhile.
-    Died { fault: Fault, copy: Option<Box<Request<Upload>>> },
+    Died(Fault),
     /// It is over.
     Failed(Fault),
 }

@@ -142,7 +142,13 @@ impl Raw {
 
     fn fill(&mut self) -> std::io::Result<usize> {
         let mut piece = [0; 16384];
-        let count = self.read(&mut piece)?;
+        let count = loop {
+            // A child of another test may end meanwhile.
+            match self.read(&mut piece) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.buffer.extend_from_slice(&piece[..count]);
         Ok(count)
     }

@@ -58,6 +58,32 @@ fn an_answer_that_breaks_off_is_seen_to_break_off() {
 }
 
 #[test]
+fn the_client_has_a_moment_to_see_what_came_before_an_answer_broke_off() {
+    run(async {
+        for part in ["", "half"] {
+            let back = back_end(move |_, mut talk| async move {
+                talk.hear().await;
+                talk.say(&format!("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{part}")).await;
+            })
+            .await;
+            let reply = upstream(&[&back.address]).send(get("/"), Body::Empty, &Pool::new()).await.unwrap();
+            // The end has come as well.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mut body = response(reply).into_body();
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let mut poll = || match Pin::new(&mut body).poll_frame(&mut cx) {
+                Poll::Pending => "waits".to_owned(),
+                Poll::Ready(None) => "whole".to_owned(),
+                Poll::Ready(Some(Err(fault))) => format!("{:?}", fault.kind),
+                Poll::Ready(Some(Ok(frame))) => String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap(),
+            };
+            assert!(part.is_empty() || poll() == part);
+            assert_eq!([poll(), poll(), poll()], ["waits", "Truncated", "whole"]);
+        }
+    });
+}
+
+#[test]
 fn an_answer_that_is_none_is_refused() {
     run(async {
         let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(200));
@@ -223,5 +249,52 @@ fn a_client_that_leaves_frees_its_back_end() {
         drop(sending);
         until(|| freed.get() == 2).await;
         assert_eq!((upstream.back_ends().next().unwrap().load(), pool.idle()), (0, 0));
+    });
+}
+
+#[test]
+fn an_answer_ends_as_its_head_says() {
+    run(async {
+        // Status and fields, what follows, the body, and whether the connection is kept.
+        for (method, head, rest, body, kept) in [
+            ("GET", "HTTP/1.1 200 OK\r\n", "until the close", Some("until the close"), false),
+            ("GET", "HTTP/1.0 200 OK\r\n", "until the close", Some("until the close"), false),
+            ("GET", "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n", "ok", Some("ok"), false),
+            ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", "", Some(""), true),
+            ("GET", "HTTP/1.1 204 No Content\r\n", "", Some(""), true),
+            ("GET", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n", Some(""), false),
+            ("GET", "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n", "", Some(""), true),
+            ("HEAD", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", "", Some(""), true),
+            ("HEAD", "HTTP/1.1 200 OK\r\n", "", Some(""), true),
+            (
+                "GET",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n",
+                "2;x=y\r\nok\r\n0\r\nA: b\r\n\r\n",
+                Some("ok"),
+                true,
+            ),
+            ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", "2\nok\r\n0\r\n\r\n", None, false),
+            ("GET", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", "2\r\nok\r\n0\r\n", None, false),
+            ("GET", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", "okHTTP/1.1 200 OK\r\n\r\n", Some("ok"), false),
+        ] {
+            let closes = !kept;
+            let back = back_end(move |_, mut talk| async move {
+                talk.hear_head().await;
+                talk.say(head).await;
+                talk.say("\r\n").await;
+                talk.say(rest).await;
+                if !closes {
+                    std::future::pending::<()>().await;
+                }
+            })
+            .await;
+            let pool = Pool::new();
+            let upstream = upstream(&[&back.address]);
+            let reply = response(upstream.send(request(method, "/", &[]), Body::Empty, &pool).await.unwrap());
+            let got = collect(reply.into_body()).await;
+            assert_eq!(got.as_ref().ok().map(Vec::as_slice), body.map(str::as_bytes), "{head:?} {rest:?}: {got:?}");
+            assert!(kept || pool.take(&back.address, false).is_none(), "{head:?} {rest:?}");
+            assert_eq!(pool.idle(), usize::from(kept), "{head:?} {rest:?}");
+        }
     });
 }

@@ -5,6 +5,7 @@ mod connections;
 mod handshakes;
 mod sent;
 mod tls;
+mod uploads;
 mod waits;
 
 use std::cell::{Cell, RefCell};

@@ -197,3 +197,56 @@ fn unusable_tls_files_and_names_are_told_when_the_upstream_is_made() {
     let name = TlsSettings { insecure: true, server_name: Some("a b".into()), ..TlsSettings::default() };
     assert!(matches!(make("https://a.test", name), Some(UpstreamTlsError::ServerName(_))));
 }
+
+/// Whether a connection to a TLS back end is kept that has answered with `answer`; and how it saw the connection end.
+async fn ended_after(answer: &'static str) -> (usize, std::io::Result<usize>) {
+    let authority = Authority::new();
+    let (certificate, key) = authority.leaf("localhost");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let back = tokio::task::spawn_local(async move {
+        let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut talk = Talk { stream, seen: Rc::default() };
+        talk.hear().await;
+        talk.say(answer).await;
+        talk.stream.read(&mut [0; 10]).await
+    });
+    let upstream = tls_upstream(&address, TlsSettings { insecure: true, ..TlsSettings::default() });
+    let pool = Pool::new();
+    assert_eq!(fetch(&upstream, &pool).await, "ok");
+    let idle = pool.idle();
+    drop(pool.take(&upstream.targets[0].key, false));
+    pool.clear();
+    (idle, back.await.unwrap())
+}
+
+#[test]
+fn a_connection_that_is_closed_at_rest_says_so() {
+    run(async {
+        // Without the alert rustls tells of an unexpected end.
+        let (idle, ended) = ended_after(OK).await;
+        assert_eq!((idle, ended.unwrap()), (1, 0));
+        let (idle, ended) = ended_after("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+        assert_eq!((idle, ended.unwrap()), (0, 0));
+    });
+}
+
+#[test]
+fn what_was_decrypted_behind_an_answer_is_seen() {
+    run(async {
+        for fill in [0, 9000] {
+            let text =
+                format!("HTTP/1.1 200 OK\r\nx: {}\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK", "x".repeat(fill));
+            let (_, ended) = ended_after(Box::leak(text.into_boxed_str())).await;
+            assert_eq!(ended.unwrap(), 0);
+        }
+    });
+}
