@@ -52,9 +52,9 @@ use attack::{Bounds, Target};
 use client::{Client, Seen};
 use server::Server;
 
-/// Memory that Doorward has for itself at most, whatever is thrown at it: 640 KiB for each of 500 clients, which is what
+/// Memory that Doorward has for itself at most, whatever is thrown at it: 256 KiB for each of 500 clients, which is what
 /// SECURITY.md says of one that takes nothing of its answer.
-const MEMORY: u64 = 500 * (640 << 10);
+const MEMORY: u64 = 500 * (256 << 10);
 
 /// A new connection of the ordinary client has its answer within this.
 const NEW: Duration = Duration::from_secs(3);

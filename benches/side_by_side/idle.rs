@@ -20,21 +20,22 @@ const KINDS: [&str; 4] = ["wss tunnel", "ws tunnel", "HTTP/1.1 over TLS", "HTTP/
 
 pub fn measure(place: &Place) {
     println!(
-        "\nPss of Doorward / nginx / HAProxy while {COUNT} are idle, and what is left 5 s after they were closed.\n\n\
-         | idle connection | KiB for each | Doorward to nginx | HAProxy to nginx | before, MiB | idle, MiB | after, MiB |\n\
-         |---|---:|---:|---:|---:|---:|---:|"
+        "\nPss of {} while {COUNT} are idle, and what is left 5 s after they were closed.\n\n\
+         | idle connection | KiB for each | {} | before, MiB | idle, MiB | after, MiB |\n|---|---:|{}---:|---:|---:|",
+        table::names(place.kinds),
+        table::ratio_names(place.kinds),
+        "---:|".repeat(place.kinds.len() - 1)
     );
     for kind in KINDS {
         let wait = Duration::from_secs(5);
         let look = |proxy: &Kind| look(&Server::start(*proxy, place), kind, COUNT, wait);
-        let seen: Vec<Seen> = Kind::ALL.iter().map(look).collect();
+        let seen: Vec<Seen> = place.kinds.iter().map(look).collect();
         let each = |of: &dyn Fn(&Seen) -> String| seen.iter().map(of).collect::<Vec<_>>().join(" / ");
         let mib = |of: fn(&Seen) -> u64| each(&|seen| format!("{:.1}", table::mib(of(seen))));
         println!(
-            "| {kind} | {} | {:.2} | {:.2} | {} | {} | {} |",
+            "| {kind} | {} | {} | {} | {} | {} |",
             each(&|seen| format!("{:.2}", seen.kib())),
-            seen[0].kib() / seen[1].kib(),
-            seen[2].kib() / seen[1].kib(),
+            table::ratios(place.kinds, |at, to| format!("{:.2}", seen[at].kib() / seen[to].kib())),
             mib(|seen| seen.before),
             mib(|seen| seen.idle),
             mib(|seen| seen.after),
@@ -45,14 +46,20 @@ pub fn measure(place: &Place) {
 /// What is left of the memory that a crowd of sockets took.
 pub fn crowd(place: &Place) {
     println!(
-        "\nPss of each proxy before {CROWD} wss tunnels, while they are idle, and {} s after they were closed.\n\n\
-         | proxy | before, MiB | idle, MiB | after, MiB | after to idle, % |\n|---|---:|---:|---:|---:|",
+        "\nPss of each proxy before {CROWD} tunnels, while they are idle, and {} s after they were closed.\n\n\
+         | proxy | | before, MiB | idle, MiB | KiB for each | after, MiB | after to idle, % |\n\
+         |---|---|---:|---:|---:|---:|---:|",
         LEFT.as_secs()
     );
-    for kind in Kind::ALL {
-        let seen = look(&Server::start(kind, place), KINDS[0], CROWD, LEFT);
+    for (&kind, tunnel) in place.kinds.iter().flat_map(|kind| KINDS[..2].iter().map(move |tunnel| (kind, tunnel))) {
+        let seen = look(&Server::start(kind, place), tunnel, CROWD, LEFT);
         let [before, idle, after] = [seen.before, seen.idle, seen.after].map(table::mib);
-        println!("| {kind:?} | {before:.1} | {idle:.1} | {after:.1} | {:.0} |", 100.0 * after / idle);
+        println!(
+            "| {} | {tunnel} | {before:.1} | {idle:.1} | {:.2} | {after:.1} | {:.0} |",
+            kind.name(),
+            seen.kib(),
+            100.0 * after / idle
+        );
     }
 }
 

@@ -6,15 +6,16 @@ use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 
 use crate::server::{Server, Spent};
-use crate::wire::{self, answer, ask, client, secure};
+use crate::wire::{self, answer, ask, ask_host, client, secure};
 use crate::{LARGE, STEP, on_a_worker};
 
 /// Connections that transfer at one time.
 const TRANSFERS: usize = 2;
 /// Handshakes at one time.
 const HANDSHAKES: usize = 8;
-/// Bytes of an upload.
-const UPLOAD: usize = 64 << 20;
+/// Bytes of an upload, and of the one beforehand that is not measured.
+const UPLOAD: usize = 1 << 30;
+const FIRST: usize = 64 << 20;
 const PIECE: usize = 64 << 10;
 
 /// What a turn of a proxy came to.
@@ -33,15 +34,22 @@ pub struct Usage {
     elapsed: Duration,
 }
 
-impl Outcome {
-    /// How much of its core the proxy used, in percent.
-    pub fn busy(&self) -> f64 {
-        100.0 * self.usage.processor.as_secs_f64() / self.usage.elapsed.as_secs_f64()
+impl Usage {
+    /// Microseconds of CPU for each of so many operations.
+    pub fn cost(&self, operations: u64) -> f64 {
+        self.processor.as_secs_f64() * 1e6 / operations as f64
     }
 
+    /// How much of its core the proxy used, in percent.
+    pub fn busy(&self) -> f64 {
+        100.0 * self.processor.as_secs_f64() / self.elapsed.as_secs_f64()
+    }
+}
+
+impl Outcome {
     /// Microseconds of CPU for an operation.
     pub fn cost(&self) -> f64 {
-        self.usage.processor.as_secs_f64() * 1e6 / self.operations as f64
+        self.usage.cost(self.operations)
     }
 }
 
@@ -63,9 +71,15 @@ impl<'a> Meter<'a> {
 }
 
 /// The time that 99 of 100 are not above.
-pub fn p99(mut times: Vec<Duration>) -> Duration {
+pub fn p99(times: Vec<Duration>) -> Duration {
+    let [time] = percentile(times, [99]);
+    time
+}
+
+/// The times that so many of 100 are not above.
+pub fn percentile<const N: usize>(mut times: Vec<Duration>, of: [usize; N]) -> [Duration; N] {
     times.sort_unstable();
-    times.get((times.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
+    of.map(|of| times.get((times.len() * of).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default())
 }
 
 /// Opens what each of so many clients needs, lets each operate once unmeasured, and then again and again at the same
@@ -96,12 +110,22 @@ pub fn drive<S>(server: &Server, clients: usize, open: impl AsyncFn() -> S, oper
 }
 
 /// Asks once, and fails where the answer is not that.
-pub fn probe(server: &Server, path: &str, length: usize) {
+pub fn probe(server: &Server, host: &str, path: &str, length: usize) {
     let client = client(server, "http/1.1", false);
     on_a_worker(async {
-        let mut stream = secure(&client, server.https).await;
-        ask(&mut stream, path).await;
+        let mut stream = secure(&client, server.ports.https).await;
+        ask_host(&mut stream, host, path).await;
         answer(&mut stream, &mut Vec::new(), Some(length)).await;
+    });
+}
+
+/// Asks a site that has a certificate of its own.
+pub fn probe_site(server: &Server, name: &str) {
+    let client = client(server, "http/1.1", false);
+    on_a_worker(async {
+        let mut stream = wire::secure_as(&client, server.ports.https, name).await;
+        ask_host(&mut stream, name, "/").await;
+        answer(&mut stream, &mut Vec::new(), Some(2)).await;
     });
 }
 
@@ -110,7 +134,7 @@ pub fn download(server: &Server, path: &str) -> Outcome {
     drive(
         server,
         TRANSFERS,
-        async || (secure(&client, server.https).await, Vec::new()),
+        async || (secure(&client, server.ports.https).await, Vec::new()),
         async |(stream, scratch)| {
             ask(stream, path).await;
             answer(stream, scratch, Some(LARGE)).await;
@@ -121,19 +145,20 @@ pub fn download(server: &Server, path: &str) -> Outcome {
 pub fn upload(server: &Server) -> Outcome {
     let client = client(server, "http/1.1", false);
     let piece = vec![b'x'; PIECE];
-    let head = format!("POST /upload HTTP/1.1\r\nHost: a.test\r\nContent-Length: {UPLOAD}\r\n\r\n");
     drive(
         server,
         TRANSFERS,
-        async || (secure(&client, server.https).await, Vec::new()),
-        async |(stream, scratch)| {
+        async || (secure(&client, server.ports.https).await, Vec::new(), FIRST),
+        async |(stream, scratch, length)| {
+            let head = format!("POST /upload HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n\r\n");
             stream.write_all(head.as_bytes()).await.unwrap();
-            for _ in 0..UPLOAD / PIECE {
+            for _ in 0..*length / PIECE {
                 stream.write_all(&piece).await.unwrap();
             }
             stream.flush().await.unwrap();
             let counted = answer(stream, scratch, None).await;
-            assert_eq!(counted, UPLOAD.to_string().as_bytes(), "bytes that arrived");
+            assert_eq!(counted, length.to_string().as_bytes(), "bytes that arrived");
+            *length = UPLOAD;
         },
     )
 }
@@ -146,7 +171,7 @@ pub fn handshake(server: &Server, resumes: bool) -> Outcome {
         // Each has tickets of its own, so that one is always there: the answer comes after it.
         async || (client(server, "http/1.1", resumes), Vec::new(), false),
         async |(client, scratch, has_ticket)| {
-            let mut stream = secure(client, server.https).await;
+            let mut stream = secure(client, server.ports.https).await;
             ask(&mut stream, "/").await;
             answer(&mut stream, scratch, Some(2)).await;
             let kind = stream.get_ref().1.handshake_kind().unwrap();
@@ -164,7 +189,7 @@ pub async fn kept(server: &Server, protocol: &str, count: usize) -> Vec<Box<dyn 
     let client = client(server, protocol, false);
     let mut held: Vec<Box<dyn wire::Transport>> = Vec::new();
     for _ in 0..count {
-        let mut stream = secure(&client, server.https).await;
+        let mut stream = secure(&client, server.ports.https).await;
         if protocol == "h2" {
             wire::ask_h2(&mut stream).await;
         } else {

@@ -1,16 +1,18 @@
-//! What the same job costs Doorward, nginx and HAProxy: the proxy's own CPU time for each operation, side by side.
+//! What the same job costs Doorward, nginx, HAProxy and Caddy: the proxy's own CPU time for each operation, side by side.
 //!
 //! ```sh
-//! benches/side-by-side                             # everything, five rounds: about ten minutes
+//! benches/side-by-side                             # everything, five rounds: about half an hour
 //! cargo bench --bench side_by_side -- get 3        # one scenario, three rounds
-//! cargo bench --bench side_by_side -- get echo     # some: get h2 paced paced-h2 file large-file down upload handshake
-//!                                                  # resumed echo broadcast idle crowd
+//! cargo bench --bench side_by_side -- get echo     # some: get h2 paced paced-h2 file large-file down upload php
+//!                                                  # php-kept handshake resumed echo broadcast flood routes sites idle
+//!                                                  # crowd
 //! cargo bench --bench side_by_side -- get h2 logs  # with access logs
 //! ```
 //!
-//! Needs two cores, an open-file limit of 20,000, and of Debian the packages nginx-light, haproxy, wrk and
-//! nghttp2-client; `benches/side-by-side` installs them. Load goes over loopback only. It fails where an answer has
-//! another status or length than it should. `DOORWARD_BIN` names another binary of Doorward.
+//! Needs two cores, an open-file limit of 20,000, and of Debian the packages nginx-light, haproxy, php8.2-fpm, wrk and
+//! nghttp2-client; `benches/side-by-side` installs them, and caddy, which is left out where it is missing. Load goes over
+//! loopback only. It fails where an answer has another status or length than it should. `DOORWARD_BIN` names another
+//! binary of Doorward.
 //!
 //! # How it is measured
 //!
@@ -18,9 +20,10 @@
 //! certificate (ECDSA P-256), TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256 (the load offers nothing else), connections
 //! to the back end that are kept, the fields X-Forwarded-For and X-Forwarded-Proto, and no access log; with `logs`
 //! Doorward and nginx write one each, in the combined format, nginx in pieces of 64 KiB. The back end, a process of this
-//! bench, speaks HTTP/1.1. In each round every proxy has its turn of two seconds. An operation is one
-//! answer, one upload of 64 MiB, one connection with its first answer, one message that came back, or one that reached
-//! one subscriber.
+//! bench, speaks HTTP/1.1. PHP-FPM listens on a unix socket, runs a script of one line, has more workers than there are
+//! clients and shares the core of the load: once each request has a FastCGI connection of its own, and once as many are
+//! kept as there are clients. In each round every proxy has its turn of two seconds. An operation is one answer, one
+//! upload of 1 GiB, one connection with its first answer, one message that came back, or one that reached one subscriber.
 //!
 //! # How to read it
 //!
@@ -32,16 +35,34 @@
 //!   end, which share the other core, could do no more.
 //! * p99 is what the clients saw with a fixed number of requests under way all the time: it tells more of the throughput
 //!   of all together than of the delay that a lightly loaded proxy adds. That is what the paced scenarios are for: 12,000
-//!   requests a second are about half of what each proxy could do.
+//!   requests a second, about half of what Doorward, nginx and HAProxy can do, evenly spaced, and timed from when each was
+//!   due, sent or not. The last column is how late the load itself was: it should be far below the p50. Caddy is at its
+//!   limit there.
 //! * Memory is Pss after the last round. Idle connections are measured once, each kind with fresh proxies: what 2,000 of
-//!   them add to Pss, for each. A crowd is 9,000 sockets over TLS, and what the proxy still holds 10 s after they left.
+//!   them add to Pss, for each. A crowd is 9,000 sockets, with TLS and without, and what the
+//!   proxy still holds 10 s after they left.
+//!   Pss moves where others on the machine start or end programs that share libraries with a proxy.
+//! * Flood: the clients of the flood give way to the open sockets on the core that they share, so that what these wait for
+//!   is the proxy. That Doorward's sockets are answered in time is a test as well: `room_crowds` of `tests/hostile`.
+//! * Routes: whether the cost of a request grows with the file. The request is for the last of the routes, of which one in
+//!   two takes a path and the others all below one.
+//! * Sites: what a reload costs with many certificates, whether those who ask meanwhile have to wait, and whether it leaves
+//!   something behind. A hundred reloads under 5,000 sockets are a test: `sockets_at_scale` of `tests/e2e`, which with
+//!   `DOORWARD_FULL=1` tells the memory before and after.
 //!
 //! # What is not comparable
 //!
-//! * HAProxy serves no files.
-//! * nginx is Debian's, and HAProxy too: older than what their projects offer, with the system's OpenSSL.
+//! * HAProxy serves no files, and looks for none where there is PHP: it takes every path for a script, the others look
+//!   first whether a file is there.
+//! * nginx is Debian's, and so are HAProxy and Caddy: older than what their projects offer, the first two with the
+//!   system's OpenSSL.
+//! * Caddy keeps no FastCGI connections, and writes no access log here. One of its threads runs Go at a time
+//!   (GOMAXPROCS=1); others wait in the kernel.
 //! * nginx has it better than Debian's configuration: connections end after 1,000 requests there, uploads are written to
 //!   disk before they are passed on, and so is what the client does not take at once. All that is switched off here.
+//! * HAProxy has all routes in one map of prefixes, and all sites in one map of hosts, as its users do.
+//! * A reload starts a new worker of nginx and of HAProxy, and the old one ends when its connections have; Doorward and
+//!   Caddy stay one process. Caddy gets the new file over its admin interface, which is on for that alone.
 //! * Doorward checks request heads, paths and frames, and watches rates of bodies, as it always does; the others do what
 //!   they do by default.
 //! * Tickets: each proxy sends as many as it does by default.
@@ -61,65 +82,29 @@ use std::time::Duration;
 
 mod back_end;
 mod configuration;
+mod flood;
+mod fpm;
+mod growth;
 mod idle;
 mod load;
+mod paced;
+mod scenarios;
 mod server;
 mod sockets;
 mod table;
 mod tools;
 mod wire;
 
-use load::Outcome;
-use server::{Kind, Place, Server};
+use scenarios::SCENARIOS;
+use server::{Kind, Place};
 
 /// How long each proxy is loaded in each round.
 const STEP: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
-/// Requests a second that are about half of what each proxy could do here.
-const RATE: usize = 12_000;
 /// Bytes of the small file.
 const SMALL: usize = 1 << 10;
 /// Bytes of the large file, and of the large answer of the back end.
 const LARGE: usize = 10 << 20;
-
-/// One job.
-struct Scenario {
-    name: &'static str,
-    title: &'static str,
-    /// The path that is asked, and how long its answer is, where that is always the same.
-    probe: (&'static str, usize),
-    run: fn(&Server) -> Outcome,
-}
-
-const SCENARIOS: [Scenario; 12] = [
-    Scenario { name: "get", title: "HTTP/1.1 small GET", probe: ("/", 2), run: |s| tools::wrk(s, "/", 16) },
-    Scenario { name: "h2", title: "HTTP/2 small GET", probe: ("/", 2), run: |s| tools::h2load(s, "/") },
-    Scenario {
-        name: "paced",
-        title: "HTTP/1.1, 12,000 a second",
-        probe: ("/", 2),
-        run: |s| tools::paced(s, "http/1.1"),
-    },
-    Scenario { name: "paced-h2", title: "HTTP/2, 12,000 a second", probe: ("/", 2), run: |s| tools::paced(s, "h2") },
-    Scenario {
-        name: "file",
-        title: "1 KiB file",
-        probe: ("/files/small.bin", SMALL),
-        run: |s| tools::wrk(s, "/files/small.bin", 16),
-    },
-    Scenario {
-        name: "large-file",
-        title: "10 MiB file",
-        probe: ("/files/large.bin", LARGE),
-        run: |s| load::download(s, "/files/large.bin"),
-    },
-    Scenario { name: "down", title: "10 MiB down", probe: ("/large", LARGE), run: |s| load::download(s, "/large") },
-    Scenario { name: "upload", title: "64 MiB up", probe: ("/", 2), run: load::upload },
-    Scenario { name: "handshake", title: "full handshake + GET", probe: ("/", 2), run: |s| load::handshake(s, false) },
-    Scenario { name: "resumed", title: "resumed handshake + GET", probe: ("/", 2), run: |s| load::handshake(s, true) },
-    Scenario { name: "echo", title: "WebSocket echo, 128 B", probe: ("/", 2), run: sockets::echo },
-    Scenario { name: "broadcast", title: "WebSocket broadcast, 128 B", probe: ("/", 2), run: sockets::broadcast },
-];
 
 fn main() {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -134,7 +119,12 @@ fn main() {
     arguments.retain(|argument| !argument.starts_with("--"));
     let rounds = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
     arguments.retain(|argument| argument.parse::<usize>().is_err());
-    let names = || SCENARIOS.iter().map(|scenario| scenario.name).chain(["idle", "crowd", "all", "logs"]);
+    let names = || {
+        SCENARIOS
+            .iter()
+            .map(|scenario| scenario.name)
+            .chain(["paced", "paced-h2", "flood", "routes", "sites", "idle", "crowd", "all", "logs"])
+    };
     // `cargo bench` without a name runs it too.
     if rounds == 0 || arguments.is_empty() || !arguments.iter().all(|word| names().any(|name| name == word)) {
         println!("cargo bench --bench side_by_side -- {} [rounds]", names().collect::<Vec<_>>().join("|"));
@@ -144,16 +134,43 @@ fn main() {
 
     let proxy_core = server::pin();
     let folder = tempfile::tempdir().unwrap();
-    server::write_files(folder.path());
+    server::write_files(folder.path(), if is_wanted("sites") { growth::SITES } else { 0 });
     let back_end = back_end::start();
+    let _fpm = ["php", "php-kept"].into_iter().any(is_wanted).then(|| fpm::start(folder.path()));
     let logs = is_wanted("logs");
-    let place = Place { folder: folder.path(), back_end: back_end.address, core: proxy_core, logs };
-    table::versions();
+    let kinds = Kind::all();
+    let place = Place {
+        folder: folder.path(),
+        kinds: &kinds,
+        back_end: back_end.address,
+        core: proxy_core,
+        logs,
+        sites: 0,
+        routes: 0,
+        revision: 0,
+    };
+    table::versions(&kinds);
     if SCENARIOS.iter().any(|scenario| is_wanted(scenario.name)) {
-        table::head();
+        table::head(&kinds);
     }
     for scenario in SCENARIOS.iter().filter(|scenario| is_wanted(scenario.name)) {
-        measure(scenario, rounds, &place);
+        scenarios::measure(scenario, rounds, &place);
+    }
+    let paced: Vec<_> = paced::NAMES.into_iter().filter(|(name, ..)| is_wanted(name)).collect();
+    if !paced.is_empty() {
+        paced::head(&place);
+    }
+    for (_, title, protocol) in paced {
+        paced::measure(title, protocol, &place, rounds);
+    }
+    if is_wanted("flood") {
+        flood::measure(&place);
+    }
+    if is_wanted("routes") {
+        growth::routes(&place, rounds);
+    }
+    if is_wanted("sites") {
+        growth::sites(&place);
     }
     if is_wanted("idle") {
         idle::measure(&place);
@@ -161,30 +178,6 @@ fn main() {
     if is_wanted("crowd") {
         idle::crowd(&place);
     }
-}
-
-/// Starts the proxies, gives each its turn in each round, and prints a line.
-fn measure(scenario: &Scenario, rounds: usize, place: &Place) {
-    let has_it = |kind: &Kind| *kind != Kind::Haproxy || !scenario.probe.0.starts_with("/files/");
-    let servers: Vec<Option<Server>> =
-        Kind::ALL.iter().map(|kind| has_it(kind).then(|| Server::start(*kind, place))).collect();
-    for server in servers.iter().flatten() {
-        load::probe(server, scenario.probe.0, scenario.probe.1);
-    }
-    let mut columns: Vec<Vec<Outcome>> = servers.iter().map(|_| Vec::new()).collect();
-    for round in 0..rounds {
-        // Who is first changes, so that what drifts with time favours nobody.
-        for turn in 0..servers.len() {
-            let at = (round + turn) % servers.len();
-            if let Some(server) = &servers[at] {
-                let outcome = (scenario.run)(server);
-                assert!(outcome.operations > 0, "{}: {:?} did nothing", scenario.name, server.kind);
-                columns[at].push(outcome);
-            }
-        }
-    }
-    let memory: Vec<Option<u64>> = servers.iter().map(|server| server.as_ref().map(Server::memory)).collect();
-    table::line(scenario.title, &columns, &memory);
 }
 
 /// Runs a task of the load on this thread.

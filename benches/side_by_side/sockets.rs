@@ -34,19 +34,23 @@ fn from_client() -> [u8; FROM_CLIENT] {
 }
 
 pub fn echo(server: &Server) -> Outcome {
-    let (client, sent) = (client(server, "http/1.1", false), from_client());
+    let client = client(server, "http/1.1", false);
     let open = async || {
-        let mut stream = secure(&client, server.https).await;
+        let mut stream = secure(&client, server.ports.https).await;
         upgrade(&mut stream, "/echo").await;
         stream
     };
-    drive(server, ECHOES, open, async |stream| {
-        stream.write_all(&sent).await.unwrap();
-        stream.flush().await.unwrap();
-        let mut got = ANSWER;
-        stream.read_exact(&mut got).await.unwrap();
-        assert!(got[..4] == ANSWER[..4] && got[4..] == sent[8..], "another message: {got:?}");
-    })
+    drive(server, ECHOES, open, async |stream| once(stream).await)
+}
+
+/// Sends a message and waits until it has come back.
+pub async fn once(stream: &mut impl Transport) {
+    let sent = from_client();
+    stream.write_all(&sent).await.unwrap();
+    stream.flush().await.unwrap();
+    let mut got = ANSWER;
+    stream.read_exact(&mut got).await.unwrap();
+    assert!(got[..4] == ANSWER[..4] && got[4..] == sent[8..], "another message: {got:?}");
 }
 
 /// One client sends, all get it; then it sends again.
@@ -55,7 +59,7 @@ pub fn broadcast(server: &Server) -> Outcome {
     on_a_worker(async {
         let mut streams = Vec::new();
         for _ in 0..SUBSCRIBERS {
-            let mut stream = secure(&client, server.https).await;
+            let mut stream = secure(&client, server.ports.https).await;
             upgrade(&mut stream, "/broadcast").await;
             streams.push(stream);
         }
@@ -82,19 +86,15 @@ pub fn broadcast(server: &Server) -> Outcome {
 
 /// So many tunnels through which one message has gone.
 pub async fn open(server: &Server, tls: bool, count: usize) -> Vec<Box<dyn Transport>> {
-    let (client, sent) = (client(server, "http/1.1", false), from_client());
+    let client = client(server, "http/1.1", false);
     let mut held: Vec<Box<dyn Transport>> = Vec::new();
     for _ in 0..count {
         let mut stream: Box<dyn Transport> = match tls {
-            true => Box::new(secure(&client, server.https).await),
-            false => Box::new(plain(server.http).await),
+            true => Box::new(secure(&client, server.ports.https).await),
+            false => Box::new(plain(server.ports.http).await),
         };
         upgrade(&mut stream, "/echo").await;
-        stream.write_all(&sent).await.unwrap();
-        stream.flush().await.unwrap();
-        let mut got = ANSWER;
-        stream.read_exact(&mut got).await.unwrap();
-        assert!(got[4..] == sent[8..], "another message: {got:?}");
+        once(&mut stream).await;
         held.push(stream);
     }
     held

@@ -8,10 +8,12 @@ use crate::load::{Meter, Outcome, p99};
 use crate::server::Server;
 
 /// HTTP/1.1: so many connections that ask again as soon as they are answered.
-pub fn wrk(server: &Server, path: &str, connections: usize) -> Outcome {
+pub fn wrk(server: &Server, host: &str, path: &str, connections: usize) -> Outcome {
     let mut command = Command::new("wrk");
     command.args(["--latency", "-t1"]).arg(format!("-c{connections}")).arg(format!("-d{}s", STEP.as_secs()));
-    command.arg(format!("https://127.0.0.1:{}{path}", server.https.port()));
+    command
+        .args(["-H", &format!("Host: {host}")])
+        .arg(format!("https://127.0.0.1:{}{path}", server.ports.https.port()));
     command.env("OPENSSL_CONF", server.folder.join("openssl.cnf"));
     let meter = Meter::start(server);
     let said = run(&mut command);
@@ -41,32 +43,19 @@ fn time(text: &str) -> Duration {
 
 /// HTTP/2: four connections of eight streams each.
 pub fn h2load(server: &Server, path: &str) -> Outcome {
-    ask(server, path, "h2", &["-c4", "-m8"])
-}
-
-/// So many requests a second, of 16 connections, however fast they are answered.
-pub fn paced(server: &Server, protocol: &str) -> Outcome {
-    let rate = format!("--rps={}", crate::RATE / 16);
-    let arguments = ["-c16", "-m8", &rate, "--h1"];
-    ask(server, "/", protocol, if protocol == "h2" { &arguments[..3] } else { &arguments })
-}
-
-/// What h2load asks, and what it is told.
-fn ask(server: &Server, path: &str, protocol: &str, arguments: &[&str]) -> Outcome {
     // Doorward watches the folder of its certificate: what is written there costs it time.
     let log = server.folder.join("load/h2load.log");
     // It appends.
     let _ = std::fs::remove_file(&log);
     let mut command = Command::new("h2load");
-    command.args(arguments).args(["-t1", "--groups=X25519"]).arg(format!("-D{}", STEP.as_secs()));
+    command.args(["-c4", "-m8", "-t1", "--groups=X25519"]).arg(format!("-D{}", STEP.as_secs()));
     command.arg("--log-file").arg(&log).env("OPENSSL_CONF", server.folder.join("openssl.cnf"));
-    command.arg(format!("--connect-to=127.0.0.1:{}", server.https.port()));
-    command.arg(format!("https://a.test:{}{path}", server.https.port()));
+    command.arg(format!("--connect-to=127.0.0.1:{}", server.ports.https.port()));
+    command.arg(format!("https://a.test:{}{path}", server.ports.https.port()));
     let meter = Meter::start(server);
     let said = run(&mut command);
     let usage = meter.stop();
-    let protocol = format!("Application protocol: {protocol}\n");
-    for wanted in [&protocol, "Cipher: TLS_AES_128_GCM_SHA256\n", "Server Temp Key: X25519 "] {
+    for wanted in ["Application protocol: h2\n", "Cipher: TLS_AES_128_GCM_SHA256\n", "Server Temp Key: X25519 "] {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
     for none in [" 0 failed, 0 errored, 0 timeout", " 0 3xx, 0 4xx, 0 5xx"] {

@@ -19,6 +19,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Transport for T {}
 
 /// A client that offers one group and one suite, and keeps tickets of its own or none.
 pub fn client(server: &Server, protocol: &str, resumes: bool) -> TlsConnector {
+    TlsConnector::from(config(server, protocol, resumes))
+}
+
+pub fn config(server: &Server, protocol: &str, resumes: bool) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(server.folder.join("ca.pem")).unwrap()).unwrap();
     let mut provider = default_provider();
@@ -29,7 +33,7 @@ pub fn client(server: &Server, protocol: &str, resumes: bool) -> TlsConnector {
     let mut config = config.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![protocol.into()];
     config.resumption = if resumes { Resumption::in_memory_sessions(8) } else { Resumption::disabled() };
-    TlsConnector::from(Arc::new(config))
+    Arc::new(config)
 }
 
 pub async fn plain(address: SocketAddr) -> TcpStream {
@@ -39,18 +43,27 @@ pub async fn plain(address: SocketAddr) -> TcpStream {
 }
 
 pub async fn secure(client: &TlsConnector, address: SocketAddr) -> TlsStream<TcpStream> {
+    secure_as(client, address, "a.test").await
+}
+
+pub async fn secure_as(client: &TlsConnector, address: SocketAddr, name: &str) -> TlsStream<TcpStream> {
     let socket = plain(address).await;
-    let stream = client.connect(ServerName::try_from("a.test").unwrap(), socket).await;
+    let stream = client.connect(ServerName::try_from(name.to_owned()).unwrap(), socket).await;
     stream.unwrap_or_else(|error| panic!("{address}: {error}"))
 }
 
 pub async fn ask(stream: &mut impl Transport, path: &str) {
-    // As a browser asks, but for what depends on its version.
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: a.test\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\nAccept: */*\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
+    ask_host(stream, "a.test", path).await;
+}
+
+pub async fn ask_host(stream: &mut impl Transport, host: &str, path: &str) {
+    stream.write_all(request(host, path).as_bytes()).await.unwrap();
     stream.flush().await.unwrap();
+}
+
+/// As a browser asks, but for what depends on its version.
+pub fn request(host: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\nAccept: */*\r\n\r\n")
 }
 
 /// Reads an answer whole, which has to be of this length, and gives the beginning of its body.
@@ -96,16 +109,32 @@ pub async fn upgrade(stream: &mut impl Transport, path: &str) {
     assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
 }
 
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags], &stream.to_be_bytes()[..], payload].concat()
+}
+
+/// What a client of HTTP/2 begins with. The connection's window is as large as it may be.
+pub fn h2_preface() -> Vec<u8> {
+    let window = frame(8, 0, 0, &(i32::MAX - 65535).to_be_bytes());
+    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), window].concat()
+}
+
+/// Asks for `/`.
+pub fn h2_request(stream: u32) -> Vec<u8> {
+    // HPACK: method, scheme and path by their numbers in the static table, the authority in plain.
+    frame(1, 5, stream, &[&[0x82, 0x87, 0x84, 0x01, 6], &b"a.test"[..]].concat())
+}
+
+/// Whether HPACK says so: number 8 of the static table; a size update of the table may stand before it.
+pub fn is_200(head: &[u8]) -> bool {
+    head.iter().take(4).any(|byte| *byte == 0x88)
+}
+
 /// Asks over HTTP/2 for `/`, and reads until the answer is whole.
 pub async fn ask_h2(stream: &mut impl Transport) {
     const END_STREAM: u8 = 1;
-    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
-        [&[0, 0, u8::try_from(payload.len()).unwrap(), kind, flags, 0, 0, 0, stream], payload].concat()
-    };
-    // HPACK: method, scheme and path by their numbers in the static table, the authority in plain.
-    let head = [&[0x82, 0x87, 0x84, 0x01, 6], &b"a.test"[..]].concat();
-    let sent = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[]), frame(1, 5, 1, &head)].concat();
-    stream.write_all(&sent).await.unwrap();
+    stream.write_all(&[h2_preface(), h2_request(1)].concat()).await.unwrap();
     stream.flush().await.unwrap();
     let mut body = 0;
     loop {
@@ -116,8 +145,7 @@ pub async fn ask_h2(stream: &mut impl Transport) {
         let (kind, flags, on) = (head[3], head[4], head[8]);
         match kind {
             0 => body += payload.len(),
-            // :status 200 is number 8 of the static table; a size update of the table may stand before it.
-            1 => assert!(payload.iter().take(4).any(|byte| *byte == 0x88), "{payload:?}"),
+            1 => assert!(is_200(&payload), "{payload:?}"),
             4 if flags & 1 == 0 => {
                 stream.write_all(&frame(4, 1, 0, &[])).await.unwrap();
                 stream.flush().await.unwrap();
