@@ -1,11 +1,12 @@
 //! A document root, and the only way to open anything below one. The kernel resolves every name (`openat2` with
 //! `RESOLVE_BENEATH`), so that neither `..` nor a symlink leads out of it, whatever happens on the disk meanwhile.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::http::HeaderValue;
@@ -19,6 +20,9 @@ use crate::upstream::files::validator::{Modified, Validators};
 
 /// How long the resolved name of a root is believed while the folder behind it stays the same one.
 const RESOLVED_FOR: Duration = Duration::from_secs(1);
+
+/// Names of scripts that are believed at a time.
+const MOST_SCRIPTS: usize = 64;
 
 /// Renames during the walk make the kernel give up with EAGAIN (openat2(2)); it wants to be asked again.
 const WALKS: usize = 16;
@@ -39,6 +43,8 @@ pub struct Folder {
     device: u64,
     inode: u64,
     since: Instant,
+    /// Names that were seen to be regular files.
+    scripts: Mutex<HashSet<Box<[u8]>>>,
 }
 
 /// A regular file, open for reading.
@@ -169,7 +175,7 @@ impl Folder {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(&resolved, flags, Mode::empty()).map_err(sort)?;
         let (device, inode) = identity(&rustix::fs::fstat(&fd).map_err(sort)?);
-        Ok(Folder { fd, resolved, device, inode, since })
+        Ok(Folder { fd, resolved, device, inode, since, scripts: Mutex::default() })
     }
 
     /// The absolute name of the root without symlinks, as `realpath` gives it.
@@ -199,6 +205,21 @@ impl Folder {
     pub fn check_file(&self, name: &[u8]) -> Result<(), OpenError> {
         let fd = self.walk(relative(name), OFlags::PATH)?;
         check_regular(&rustix::fs::fstat(&fd).map_err(sort)?)
+    }
+
+    /// As [`Folder::check_file`], but what was seen once is believed for as long as this is the root, a second at most.
+    /// Good enough for a script: PHP opens it itself, and finds that it is gone.
+    pub fn check_script(&self, name: &[u8]) -> Result<(), OpenError> {
+        let scripts = || self.scripts.lock().unwrap_or_else(PoisonError::into_inner);
+        if scripts().contains(name) {
+            return Ok(());
+        }
+        self.check_file(name)?;
+        let mut scripts = scripts();
+        if scripts.len() < MOST_SCRIPTS {
+            scripts.insert(name.into());
+        }
+        Ok(())
     }
 
     fn walk(&self, name: &[u8], flags: OFlags) -> Result<OwnedFd, OpenError> {
@@ -317,6 +338,25 @@ mod tests {
         assert!(matches!(root.open(b"/a.txt/"), Err(OpenError::NotFound(_))));
         assert!(matches!(root.open(b"/a.txt/b"), Err(OpenError::NotFound(_))));
         assert!(matches!(root.open(b"/"), Err(OpenError::IsFolder)));
+    }
+
+    #[test]
+    fn a_script_is_believed_to_be_there_until_the_root_is_looked_at_again() {
+        let (dir, root) = folder();
+        let public = dir.path().join("public");
+        let folder = root.enter().unwrap();
+        assert!(
+            matches!(folder.check_script(b"/b.php"), Err(OpenError::NotFound(_))),
+            "what is not there is not believed"
+        );
+        fs::write(public.join("b.php"), "").unwrap();
+        folder.check_script(b"/b.php").unwrap();
+        fs::remove_file(public.join("b.php")).unwrap();
+        folder.check_script(b"/b.php").unwrap();
+        assert!(matches!(folder.check_file(b"/b.php"), Err(OpenError::NotFound(_))));
+        fs::rename(&public, dir.path().join("old")).unwrap();
+        fs::create_dir(&public).unwrap();
+        assert!(matches!(root.enter().unwrap().check_script(b"/b.php"), Err(OpenError::NotFound(_))));
     }
 
     #[test]

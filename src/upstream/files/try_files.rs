@@ -256,7 +256,7 @@ impl Look<'_> {
             let name = [base, b"/", index.as_bytes()].concat();
             let found = if path::names_script(&name) {
                 match &self.rule.php {
-                    Some(php) if self.may_run(php, &name) => exists(folder.check_file(&name), &name)?
+                    Some(php) if self.may_run(php, &name) => exists(folder.check_script(&name), &name)?
                         .map(|()| Found::Script(self.matched(folder, &name, b""))),
                     _ => None,
                 }
@@ -285,7 +285,7 @@ impl Look<'_> {
         if self.rule.php.is_none() {
             return Ok(None);
         }
-        match folder.check_file(&name) {
+        match folder.check_script(&name) {
             Ok(()) => Ok(Some(Found::Script(self.matched(folder, &name, b"")))),
             Err(error) => Err(error.into_fault(&name)),
         }
@@ -295,7 +295,7 @@ impl Look<'_> {
     fn script(&self, php: &PhpRule) -> Result<Option<Script>, Fault> {
         let Some(folder) = self.folder else { return Ok(None) };
         for (name, info) in path::script_splits(self.path) {
-            if self.may_run(php, name) && exists(folder.check_file(name), name)?.is_some() {
+            if self.may_run(php, name) && exists(folder.check_script(name), name)?.is_some() {
                 return Ok(Some(self.matched(folder, name, info)));
             }
         }

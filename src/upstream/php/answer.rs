@@ -15,7 +15,7 @@ use super::register::Fpm;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::hop;
-use crate::upstream::fastcgi::answer::{Head, HeadReader, MAX_HEAD};
+use crate::upstream::fastcgi::answer::{Head, HeadReader};
 use crate::upstream::fastcgi::record::{End, ProtocolStatus};
 
 /// A field of nginx's: whether it should hold the answer back. Nothing is held back here.
@@ -24,10 +24,9 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 const DRAIN_BYTES: usize = 1024 * 1024;
 
-/// The head of an answer, and what has come behind it.
-pub(super) async fn head(exchange: &mut Exchange, fpm: &Fpm) -> Result<(Head, Bytes), Fault> {
+/// The head of an answer, and what has come behind it. `reader` holds what has come of it, should the future be dropped.
+pub(super) async fn head(exchange: &mut Exchange, reader: &mut HeadReader, fpm: &Fpm) -> Result<(Head, Bytes), Fault> {
     let endpoint = &fpm.endpoint;
-    let mut reader = HeadReader::new(MAX_HEAD);
     loop {
         match poll_fn(|cx| exchange.poll_event(cx)).await? {
             Event::Output(data) => match reader.push(data) {

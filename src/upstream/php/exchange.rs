@@ -3,7 +3,8 @@
 //!
 //! On a unix socket a request is offered first: its head goes out but for the last record, without which FPM runs
 //! nothing. Only when a worker has begun to read does the rest follow. So it is known of every request that fails
-//! whether it can have run, whatever its method.
+//! whether it can have run, whatever its method. One that may be asked once more goes out whole where FPM is quick:
+//! waking a worker twice would be half of what such a request costs.
 
 use std::future::Future;
 use std::io;
@@ -13,17 +14,19 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, Interest};
+use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
+use super::Job;
+use super::complaints::Complaints;
 use super::gate::Place;
 use super::pool::FastCgiPool;
 use crate::base::address::Endpoint;
 use crate::base::fault::{Fault, Kind};
 use crate::upstream::connect::BackEndStream;
 use crate::upstream::fastcgi::record::{self, Decoder, End, HEADER, Piece, Type};
-use crate::upstream::fastcgi::stderr::Lines;
-use crate::upstream::spool::{SpoolReader, Spooled};
+use crate::upstream::spool::SpoolReader;
 
 /// The first read; most answers fit.
 const FIRST_READ: usize = 16 * 1024;
@@ -33,8 +36,6 @@ const READ: usize = 64 * 1024;
 const AT_ONCE: usize = 64 * 1024;
 /// The empty record that ends PARAMS: what is kept back of an offer.
 const LAST: usize = HEADER;
-/// What may be said on standard error between two parts of the answer: a script that does nothing else never ends.
-const MOST_COMPLAINTS: usize = 64 * 1024 * 1024;
 /// Less room than this is not worth a read.
 const LEAST_READ: usize = 4 * 1024;
 
@@ -74,21 +75,17 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Begins to send `head` (BEGIN_REQUEST and PARAMS) and `body`. `target` is for the log. On a unix socket
-    /// [`Exchange::offer`] is to be awaited before anything else.
-    pub fn new(
-        stream: BackEndStream,
-        endpoint: Endpoint,
-        target: &str,
-        head: &[u8],
-        body: &Spooled,
-        patience: Patience,
-    ) -> Exchange {
-        let (named, target) = (endpoint.clone(), target.to_owned());
-        let complaints = Complaints { endpoint: named, target, lines: Lines::default(), in_a_row: 0 };
+    /// Begins to send the head (BEGIN_REQUEST and PARAMS) and the body of `job`. On a unix socket [`Exchange::offer`] is
+    /// to be awaited before anything else, but for what [`Exchange::send_whole`] allows. `place` is held until FPM has
+    /// ended.
+    pub fn new(stream: BackEndStream, endpoint: Endpoint, job: &Job, patience: Patience, place: Place) -> Exchange {
+        let Job { target, head, body, .. } = job;
+        let complaints = Complaints::new(endpoint.clone(), target.clone());
         let (pending, last) = match &stream {
-            BackEndStream::Unix(_) => head.split_at_checked(head.len().saturating_sub(LAST)).unwrap_or((head, &[])),
-            _ => (head, &[][..]),
+            BackEndStream::Unix(_) => {
+                head.split_at_checked(head.len().saturating_sub(LAST)).unwrap_or((&head[..], &[]))
+            }
+            _ => (&head[..], &[][..]),
         };
         let outgoing = Outgoing {
             pending: BytesMut::from(pending),
@@ -110,14 +107,44 @@ impl Exchange {
             waiting: false,
             answered: false,
             ended: false,
-            place: None,
+            place: Some(place),
         }
+    }
+
+    /// Sends a request without a body whole, as far as FPM takes it at once; for those that may be asked once more. The
+    /// answer may be waited for, and [`Exchange::offer`] still tells when a worker has begun to read.
+    pub fn send_whole(&mut self) {
+        let Outgoing { pending, last, body, sent, refused, .. } = &mut self.outgoing;
+        let BackEndStream::Unix(stream) = &self.stream else { return };
+        pending.extend_from_slice(&std::mem::take(last));
+        record::put_stream_end(pending, Type::Stdin);
+        *body = None;
+        while !pending.is_empty() {
+            match stream.try_write(pending) {
+                Ok(count) => {
+                    pending.advance(count);
+                    *sent += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    *refused = Some(error);
+                    return;
+                }
+            }
+        }
+        forget_room(stream);
+    }
+
+    /// Whether FPM is seen to take a request: on a unix socket.
+    pub fn is_witness(&self) -> bool {
+        matches!(self.stream, BackEndStream::Unix(_))
     }
 
     /// Offers the request: ready when FPM has begun to read it, false when the connection has ended instead. May be
     /// polled as often as wanted. On anything but a unix socket nothing tells, and the answer is yes at once.
     pub async fn offer(&mut self) -> bool {
         let BackEndStream::Unix(stream) = &self.stream else { return true };
+        let was_sent = self.outgoing.pending.is_empty();
         while !self.outgoing.pending.is_empty() {
             match stream.try_write(&self.outgoing.pending) {
                 Ok(count) => {
@@ -132,17 +159,20 @@ impl Exchange {
                 Err(_) => return false,
             }
         }
-        // The kernel tells the sender whenever the receiver has used up a buffer. What was told before does not count.
-        let _ = stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        if !was_sent {
+            forget_room(stream);
+        }
         // A connection that ends wakes as well.
         stream.writable().await.is_ok() && !self.stream.has_ended()
     }
 
-    /// FPM runs the request from now on, or may: the rest of it goes out. `place` is held until FPM has ended.
-    pub fn begin(&mut self, place: Place) {
+    /// FPM runs the request from now on, or may: the rest of it goes out. `witnessed`: it was seen to take it.
+    pub fn begin(&mut self, witnessed: bool) {
         let last = std::mem::take(&mut self.outgoing.last);
         self.outgoing.pending.extend_from_slice(&last);
-        self.place = Some(place);
+        if let Some(place) = &mut self.place {
+            place.begin(witnessed);
+        }
     }
 
     /// The place, from an exchange that has failed.
@@ -192,16 +222,11 @@ impl Exchange {
             match piece {
                 None => return Ok(None),
                 Some(Piece::Stdout(data)) => {
-                    self.complaints.in_a_row = 0;
+                    self.complaints.note_answer();
                     return Ok(Some(Event::Output(data)));
                 }
                 Some(Piece::Stderr(data)) => {
-                    self.complaints.push(&data);
-                    if self.complaints.in_a_row > MOST_COMPLAINTS {
-                        let detail =
-                            format!("{} says more than 64 MiB on standard error, and nothing else", self.endpoint);
-                        return Err(Fault::new(Kind::BadAnswer, detail));
-                    }
+                    self.complaints.push(&data)?;
                 }
                 Some(Piece::End(end)) => {
                     self.ended = true;
@@ -214,8 +239,7 @@ impl Exchange {
 
     /// Tells that the application has said more than it announced.
     pub fn note_surplus(&self) {
-        let Complaints { endpoint, target, .. } = &self.complaints;
-        tracing::warn!(back_end = %endpoint, request = %target, "more than its Content-Length: the rest is dropped");
+        self.complaints.note_surplus();
     }
 
     /// Gives the connection to `pool`, which keeps at most `limit`, if it may carry another request.
@@ -268,6 +292,11 @@ impl Exchange {
             Fault::new(Kind::SendTimeout, format!("{endpoint} took nothing for {send:?}"))
         }
     }
+}
+
+/// The kernel tells the sender whenever the receiver has used up a buffer. What was told before does not count.
+fn forget_room(stream: &UnixStream) {
+    let _ = stream.try_io(Interest::WRITABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }
 
 /// What is still to be sent.
@@ -339,29 +368,5 @@ impl Outgoing {
     /// Whether everything was sent.
     fn is_sent(&self) -> bool {
         self.refused.is_none() && self.body.is_none() && self.pending.is_empty()
-    }
-}
-
-/// What the application says on its standard error, on its way to the log.
-struct Complaints {
-    endpoint: Endpoint,
-    target: String,
-    lines: Lines,
-    /// Bytes since the answer has last gone on.
-    in_a_row: usize,
-}
-
-impl Complaints {
-    fn push(&mut self, data: &[u8]) {
-        let Complaints { endpoint, target, lines, in_a_row } = self;
-        *in_a_row = in_a_row.saturating_add(data.len());
-        lines.push(data, |line| tracing::warn!(back_end = %endpoint, request = %target, "PHP: {line}"));
-    }
-}
-
-impl Drop for Complaints {
-    fn drop(&mut self) {
-        let Complaints { endpoint, target, lines, .. } = self;
-        lines.finish(|line| tracing::warn!(back_end = %endpoint, request = %target, "PHP: {line}"));
     }
 }

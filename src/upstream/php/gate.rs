@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ use tokio::time::{Instant, timeout_at};
 pub(super) const OFFERS: usize = 8;
 /// Requests at once where nothing tells whether FPM has taken one, and nobody has said how many it can.
 pub(super) const BLIND: usize = 128;
+/// An answer within so long: its request need not have been offered. For so long at most a request that was sent whole
+/// may stand among the offers although a worker has it.
+pub(super) const QUICK: Duration = Duration::from_millis(5);
 /// The least that may wait where the number of workers is learned: a burst is no overload.
 pub(super) const LEAST_QUEUE: usize = 512;
 /// How often the log says that workers are too few.
@@ -43,6 +47,8 @@ pub(super) enum Refused {
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     state: Mutex<State>,
+    /// Whether the last answer of which that is known came within a moment.
+    quick: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +105,16 @@ impl Gate {
     /// Whether it was ever seen that FPM took an offer.
     pub fn is_witnessed(&self) -> bool {
         self.lock().witnessed
+    }
+
+    /// Whether FPM was seen to take an offer, and answered within [`QUICK`] when last it did.
+    pub fn is_quick(&self) -> bool {
+        self.quick.load(Ordering::Relaxed)
+    }
+
+    /// An answer, or none, came `after` so long; `None` where that says nothing of the next one.
+    pub fn note_answer(&self, after: Option<Duration>) {
+        self.quick.store(after.is_some_and(|after| after < QUICK), Ordering::Relaxed);
     }
 
     /// FPM leaves an offer alone: what it runs now is all that it can. Gives that number where it is time to tell it.

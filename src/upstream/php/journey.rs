@@ -6,17 +6,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::http::Response;
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::exchange::{Exchange, Patience};
-use super::gate::{BLIND, Limits, Place, Refused};
+use super::gate::{BLIND, Limits, Place, QUICK, Refused};
 use super::presence::Missing;
 use super::register::Fpm;
 use super::{FastCgiPool, Job, PhpUpstream, Settings, answer};
 use crate::base::address::Endpoint;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
-use crate::upstream::connect::{self, BackEndStream, ConnectError, is_out_of_descriptors};
+use crate::upstream::connect::{self, ConnectError, is_out_of_descriptors};
+use crate::upstream::fastcgi::answer::{Head, HeadReader, MAX_HEAD};
 use crate::upstream::source::Source;
 
 /// An offer that FPM has left alone for so long: it has no idle worker.
@@ -52,6 +54,8 @@ enum Lost {
     NeverRun,
     /// FPM may have run it, and has said nothing.
     Unanswered,
+    /// So may this one, sent whole over a kept connection that was then closed; more likely nobody has read it.
+    Unread,
     /// There is nothing more to try.
     Final,
 }
@@ -61,6 +65,7 @@ pub(super) async fn run(upstream: &PhpUpstream, job: &Job, pool: &FastCgiPool) -
     let settings = &upstream.settings;
     let mut turn = Instant::now() + settings.queue_timeout;
     let (mut held, mut missed, mut repeated, mut pause) = (None, None, false, FIRST_PAUSE);
+    let mut may_be_whole = job.is_repeatable();
     loop {
         let (fpm, place) = match held.take() {
             Some(held) => held,
@@ -71,20 +76,23 @@ pub(super) async fn run(upstream: &PhpUpstream, job: &Job, pool: &FastCgiPool) -
                 (fpm, place)
             }
         };
-        let Failure { fault, place, what } = match attempt(settings, job, &fpm, place, pool, turn).await {
+        let tried = attempt(settings, job, &fpm, place, pool, (turn, may_be_whole)).await;
+        let Failure { fault, place, what } = match tried {
             Ok(response) => return Ok(response),
             Err(failure) => failure,
         };
+        may_be_whole = false;
         match what {
             Lost::Final => return Err(fault),
             // RFC 9110, section 9.2.2: "A proxy MUST NOT automatically retry non-idempotent requests."
-            Lost::Unanswered if repeated || !job.is_repeatable() => return Err(fault),
+            Lost::Unanswered | Lost::Unread if repeated || !job.is_repeatable() => return Err(fault),
             Lost::Unanswered => {
                 repeated = true;
                 sleep(WORKERS_END).await;
                 // The time in which it ran was no waiting.
                 turn = turn.max(Instant::now() + settings.queue_timeout);
             }
+            Lost::Unread => repeated = true,
             Lost::Stale => {}
             Lost::Full if Instant::now() + pause >= turn => return Err(fault),
             Lost::Full => {
@@ -177,48 +185,75 @@ async fn attempt(
     fpm: &Fpm,
     place: Place,
     pool: &FastCgiPool,
-    turn: Instant,
+    (turn, may_be_whole): (Instant, bool),
 ) -> Result<Response<Body>, Failure> {
     let (stream, kept) = match pool.take(&fpm.endpoint) {
         Some(stream) => (stream, true),
         None => match connect::connect(&fpm.endpoint, None, connect_limit(settings, fpm), &Source::default()).await {
             Ok(stream) => (stream, false),
-            Err(error) => return Err(unreachable(&fpm.endpoint, error, place)),
+            Err(error) => {
+                fpm.gate.note_answer(None);
+                return Err(unreachable(&fpm.endpoint, error, place));
+            }
         },
     };
     if !kept {
         fpm.presence.stir();
     }
-    let witnessed = matches!(stream, BackEndStream::Unix(_));
+    let whole = may_be_whole && fpm.gate.is_quick();
     let patience = Patience { send: settings.send, read: settings.read };
-    let mut exchange = Exchange::new(stream, fpm.endpoint.clone(), &job.target, &job.head, &job.body, patience);
-    let went = if kept { Lost::Stale } else { Lost::NeverRun };
-    let place = match offer(&mut exchange, fpm, turn).await {
-        Offered::Taken => begun(place, witnessed, fpm),
-        Offered::Unknown => begun(place, false, fpm),
-        Offered::Gone => {
-            let fault = Fault::new(Kind::Truncated, format!("{} closed before it took the request", fpm.endpoint));
-            return Err(Failure { fault, place: Some(place), what: went });
-        }
-        Offered::Left => {
-            let detail = format!("{} had no idle worker within {:?}", fpm.endpoint, settings.queue_timeout);
-            let fault = Fault::new(Kind::Busy, detail).retry_after(COME_BACK);
-            return Err(Failure { fault, place: Some(place), what: Lost::Final });
-        }
-    };
-    exchange.begin(place);
-    match answer::head(&mut exchange, fpm).await {
+    let mut exchange = Exchange::new(stream, fpm.endpoint.clone(), job, patience, place);
+    match ask(&mut exchange, settings, fpm, (turn, whole)).await {
         Ok(head) => Ok(answer::answer(job, head, exchange, fpm, (pool, settings.keep_alive))),
         Err(fault) => {
+            fpm.gate.note_answer(None);
             let broken = fault.kind == Kind::Truncated && !exchange.is_answered();
             let what = match broken {
-                true if exchange.cannot_have_run() => went,
+                true if exchange.cannot_have_run() && kept => Lost::Stale,
+                true if exchange.cannot_have_run() => Lost::NeverRun,
+                true if whole && kept => Lost::Unread,
                 true => Lost::Unanswered,
                 false => Lost::Final,
             };
             Err(Failure { fault, place: exchange.take_place(), what })
         }
     }
+}
+
+/// The head of the answer to the request of `exchange`, which goes out whole or is offered first.
+async fn ask(
+    exchange: &mut Exchange,
+    settings: &Settings,
+    fpm: &Fpm,
+    (turn, whole): (Instant, bool),
+) -> Result<(Head, Bytes), Fault> {
+    let mut reader = HeadReader::new(MAX_HEAD);
+    if whole {
+        exchange.send_whole();
+        if let Ok(head) = timeout(QUICK, answer::head(exchange, &mut reader, fpm)).await {
+            let head = head?;
+            begin(exchange, fpm, true);
+            return Ok(head);
+        }
+    }
+    let witnessed = match offer(exchange, fpm, turn).await {
+        Offered::Taken => true,
+        Offered::Unknown => false,
+        Offered::Gone => {
+            let detail = format!("{} closed before it took the request", fpm.endpoint);
+            return Err(Fault::new(Kind::Truncated, detail));
+        }
+        Offered::Left => {
+            let detail = format!("{} had no idle worker within {:?}", fpm.endpoint, settings.queue_timeout);
+            return Err(Fault::new(Kind::Busy, detail).retry_after(COME_BACK));
+        }
+    };
+    begin(exchange, fpm, witnessed);
+    let began = Instant::now();
+    let head = answer::head(exchange, &mut reader, fpm).await?;
+    // One that was sent whole and is answered only now was slow.
+    fpm.gate.note_answer((witnessed && !whole).then(|| began.elapsed()));
+    Ok(head)
 }
 
 /// One that swallows packets must not hold up who finds out whether it is back.
@@ -239,7 +274,12 @@ enum Offered {
 }
 
 async fn offer(exchange: &mut Exchange, fpm: &Fpm, turn: Instant) -> Offered {
-    let taken = |taken| if taken { Offered::Taken } else { Offered::Gone };
+    let tells = exchange.is_witness();
+    let taken = |taken| match taken {
+        false => Offered::Gone,
+        true if tells => Offered::Taken,
+        true => Offered::Unknown,
+    };
     let mut offer = std::pin::pin!(exchange.offer());
     if let Ok(ended) = timeout(LATE, &mut offer).await {
         return taken(ended);
@@ -259,12 +299,11 @@ async fn offer(exchange: &mut Exchange, fpm: &Fpm, turn: Instant) -> Offered {
     }
 }
 
-fn begun(mut place: Place, witnessed: bool, fpm: &Fpm) -> Place {
-    place.begin(witnessed);
+fn begin(exchange: &mut Exchange, fpm: &Fpm, witnessed: bool) {
+    exchange.begin(witnessed);
     if let Some(missing) = fpm.presence.meet() {
         tracing::info!("{} is back after {missing:.1?}", fpm.endpoint);
     }
-    place
 }
 
 fn unreachable(endpoint: &Endpoint, error: ConnectError, place: Place) -> Failure {

@@ -18,6 +18,7 @@ use crate::upstream::spool::{Room, Spooled, spool};
 mod ahead;
 mod answer;
 mod body;
+mod complaints;
 pub mod environment;
 mod exchange;
 mod gate;

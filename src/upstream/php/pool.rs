@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -61,7 +62,7 @@ impl FastCgiPool {
         let mut idle = self.idle.borrow_mut();
         let shelf = idle.get_mut(endpoint)?;
         while let Some(Idle { stream, since }) = shelf.pop_back() {
-            if since.elapsed() < MAX_IDLE && stream.is_quiet() {
+            if since.elapsed() < MAX_IDLE && is_good(&stream) {
                 return Some(stream);
             }
         }
@@ -80,4 +81,11 @@ impl FastCgiPool {
             shelf.pop_front();
         }
     }
+}
+
+/// On a unix socket it costs nothing to be mistaken: FPM takes no request over a connection that it has closed, and that
+/// is seen. So the system is asked only where the runtime knows of something.
+fn is_good(stream: &BackEndStream) -> bool {
+    let has_news = || stream.has_news(&mut Context::from_waker(Waker::noop()));
+    (matches!(stream, BackEndStream::Unix(_)) && !has_news()) || stream.is_quiet()
 }

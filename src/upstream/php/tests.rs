@@ -18,6 +18,7 @@ mod answers;
 mod connections;
 mod places;
 mod requests;
+mod whole;
 
 pub(super) fn request(builder: request::Builder) -> UpstreamRequest {
     let arrival = Arrival {

@@ -1,0 +1,110 @@
+//! Requests that are sent whole because FPM was quick, and those that are not.
+
+use tokio::time::{sleep, timeout};
+
+use super::super::gate::{OFFERS, QUICK};
+use super::*;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// FPM was seen to take a request, and answered the last one within a moment.
+fn note_quick(upstream: &PhpUpstream) {
+    upstream.pools[0].gate.note_answer(Some(Duration::ZERO));
+}
+
+fn load(upstream: &PhpUpstream) -> usize {
+    upstream.pools[0].gate.load(None).0
+}
+
+/// What comes first on the next connection, which is then answered `after` so long.
+async fn first_words(listener: &UnixListener, after: Duration) -> Vec<u8> {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut words = vec![0; 64 * 1024];
+    let length = stream.read(&mut words).await.unwrap();
+    words.truncate(length);
+    sleep(after).await;
+    stream.write_all(&whole(HEAD)).await.unwrap();
+    words
+}
+
+#[tokio::test]
+async fn only_what_may_be_asked_again_goes_out_whole_and_only_where_fpm_was_quick() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fpm.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let upstream = upstream(vec![Endpoint::Unix(path)], |_| {});
+    let end_of_stdin = record(5, 1, b"", 0);
+    for (request, quick, after, is_whole) in [
+        (get(), false, Duration::ZERO, false),
+        (get(), true, QUICK * 2, true),
+        (post(), true, Duration::ZERO, false),
+        (get(), true, Duration::ZERO, true),
+    ] {
+        if quick {
+            note_quick(&upstream);
+        }
+        let asked = format!("{} quick={quick}", request.method);
+        let (response, words) =
+            timeout(SOON, async { tokio::join!(ask(&upstream, request), first_words(&listener, after)) })
+                .await
+                .unwrap();
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
+        assert_eq!(words.ends_with(&end_of_stdin), is_whole, "{asked}");
+        if after >= QUICK {
+            assert!(!upstream.pools[0].gate.is_quick(), "a slow answer");
+        }
+        assert_eq!(load(&upstream), 0, "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn long_scripts_whose_requests_were_sent_whole_keep_nobody_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fpm.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let upstream = upstream(vec![Endpoint::Unix(path)], |_| {});
+    note_quick(&upstream);
+    let fpm = async {
+        let mut running = Vec::new();
+        while running.len() < OFFERS * 3 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            receive(&mut stream).await.unwrap();
+            running.push(stream);
+        }
+        for mut stream in running {
+            stream.write_all(&whole(HEAD)).await.unwrap();
+        }
+    };
+    let asked = futures_util::future::join_all((0..OFFERS * 3).map(|_| ask(&upstream, get())));
+    let (answers, ()) = timeout(SOON, async { tokio::join!(asked, fpm) }).await.unwrap();
+    assert!(answers.into_iter().all(|answer| answer.is_ok()));
+    assert_eq!(load(&upstream), 0);
+}
+
+#[tokio::test]
+async fn one_that_was_sent_whole_and_that_nobody_reads_is_refused_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fpm.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let upstream = upstream(vec![Endpoint::Unix(path)], |settings| {
+        settings.queue_timeout = Duration::from_millis(200);
+    });
+    let (first, _) = tokio::join!(ask(&upstream, post()), first_words(&listener, Duration::ZERO));
+    assert!(first.is_ok());
+    note_quick(&upstream);
+    let fault = timeout(SOON, ask(&upstream, get())).await.unwrap().err().unwrap();
+    assert_eq!((fault.kind, load(&upstream)), (Kind::Busy, 0), "{fault}");
+    assert!(fault.to_string().contains("no idle worker within 200ms"), "{fault}");
+}
+
+#[tokio::test]
+async fn one_that_was_sent_whole_and_whose_worker_ended_is_asked_once_more_and_offered() {
+    let fake = Fake::start(vec![Act::Leave, Act::Answer(whole(HEAD), 99), Act::Leave, Act::Leave]);
+    let upstream = fake.upstream(|_| {});
+    note_quick(&upstream);
+    assert_eq!(ask(&upstream, get()).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(fake.seen().len(), 2);
+    note_quick(&upstream);
+    assert_eq!(ask(&upstream, get()).await.err().unwrap().kind, Kind::Truncated);
+    assert_eq!((fake.seen().len(), load(&upstream)), (4, 0));
+}
