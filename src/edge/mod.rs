@@ -10,6 +10,7 @@ pub mod client_io;
 pub mod client_stream;
 pub mod compress;
 pub mod connection;
+mod crowd;
 mod deadline;
 pub mod error_pages;
 pub mod facts;

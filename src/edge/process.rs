@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use crate::edge::access::AccessLog;
 use crate::edge::admission::Admission;
+use crate::edge::crowd::Crowd;
 use crate::edge::gate::Gate;
 use crate::edge::generation::Generations;
 use crate::edge::overload::Overload;
@@ -37,6 +38,8 @@ pub struct Process {
     pub tickets: Arc<Tickets>,
     /// Who is connected, and who may be.
     pub admission: Arc<Admission>,
+    /// How many of them there were.
+    pub crowd: Crowd,
     /// How much memory there is for them.
     pub overload: Overload,
     /// The live tunnels.
@@ -75,6 +78,7 @@ impl Process {
         back_ends.resolver().ask(&snapshot.resolvers);
         Process {
             gate: snapshot.gate.clone(),
+            crowd: Crowd::default(),
             overload: Overload::new(snapshot.max_memory),
             snapshot: ArcSwap::from_pointee(snapshot),
             replaced: Notify::new(),

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::base::address::ListenAddress;
+use crate::edge::crowd;
 use crate::edge::finish::farewell::Farewells;
 use crate::edge::guests::Guests;
 use crate::edge::listener::{self, BoundListener};
@@ -184,7 +185,7 @@ async fn at(time: Option<Instant>) {
 }
 
 /// An idle FastCGI connection holds an FPM worker: it goes when its time is over, also where no request comes by. So
-/// does what a crowd of tunnels had in common, and what is known of files. Tunnels whose deadline is near are woken to set
+/// does what a crowd had in memory, and what is known of files. Tunnels whose deadline is near are woken to set
 /// timers of their own. What was refused meanwhile is told.
 async fn sweep(worker: Rc<Worker>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
@@ -198,6 +199,9 @@ async fn sweep(worker: Rc<Worker>) {
         worker.process.tunnels.wake_due(Instant::now());
         let now = std::time::Instant::now();
         let process = &worker.process;
+        if process.crowd.has_left(process.admission.open()) {
+            drop(tokio::task::spawn_blocking(crowd::give_back_memory));
+        }
         let clients = [process.admission.report(now), process.admission.handshakes.report(now)];
         let requests = [process.gate.limits.report(now), process.overload.look(now)];
         clients.iter().chain(&requests).flatten().for_each(|line| tracing::warn!("{line}"));
