@@ -15,6 +15,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// Offers that may stand in FPM's own queue where the number of its workers is learned.
 pub(super) const OFFERS: usize = 8;
+/// Of them, those that may have been sent whole. The others are taken in no time, as long as there are idle workers:
+/// however many there are, all of them get work.
+const UNSEEN: usize = OFFERS - 2;
 /// Requests at once where nothing tells whether FPM has taken one, and nobody has said how many it can.
 pub(super) const BLIND: usize = 128;
 /// An answer within so long: its request need not have been offered. For so long at most a request that was sent whole
@@ -107,9 +110,10 @@ impl Gate {
         self.lock().witnessed
     }
 
-    /// Whether FPM was seen to take an offer, and answered within [`QUICK`] when last it did.
-    pub fn is_quick(&self) -> bool {
-        self.quick.load(Ordering::Relaxed)
+    /// Whether a request with a place may go out whole: FPM was seen to take an offer, answered within [`QUICK`] when last
+    /// it did, and enough of the offers are left for those whose taking is seen.
+    pub fn is_quick(&self, children: Option<usize>) -> bool {
+        self.quick.load(Ordering::Relaxed) && (children.is_some() || self.lock().offered <= UNSEEN)
     }
 
     /// An answer, or none, came `after` so long; `None` where that says nothing of the next one.

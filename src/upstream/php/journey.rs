@@ -200,7 +200,7 @@ async fn attempt(
     if !kept {
         fpm.presence.stir();
     }
-    let whole = may_be_whole && fpm.gate.is_quick();
+    let whole = may_be_whole && fpm.gate.is_quick(limits(settings, &fpm.endpoint).children);
     let patience = Patience { send: settings.send, read: settings.read };
     let mut exchange = Exchange::new(stream, fpm.endpoint.clone(), job, patience, place);
     match ask(&mut exchange, settings, fpm, (turn, whole)).await {

@@ -51,7 +51,7 @@ async fn only_what_may_be_asked_again_goes_out_whole_and_only_where_fpm_was_quic
         assert_eq!(response.unwrap().status(), StatusCode::OK);
         assert_eq!(words.ends_with(&end_of_stdin), is_whole, "{asked}");
         if after >= QUICK {
-            assert!(!upstream.pools[0].gate.is_quick(), "a slow answer");
+            assert!(!upstream.pools[0].gate.is_quick(Some(1)), "a slow answer");
         }
         assert_eq!(load(&upstream), 0, "{asked}");
     }
