@@ -1,24 +1,33 @@
 //! A crowd of clients that has left, and the memory that it leaves in the system's allocator: AWS-LC asks that one for
 //! each connection's keys, and it keeps what is free until it is told. jemalloc, which has all the rest, tells itself.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// So many have to leave to be a crowd: their keys are a megabyte or less.
 const CROWD: usize = 512;
 
-/// The most connections there were since a crowd has last left.
+/// Crowds may come and go faster.
+const AT_MOST_EVERY: Duration = Duration::from_secs(5);
+
+/// The most connections there were since a crowd has last left, and when that was.
 #[derive(Debug, Default)]
-pub struct Crowd {
-    most: AtomicUsize,
-}
+pub struct Crowd(Mutex<(usize, Option<Instant>)>);
 
 impl Crowd {
     /// Whether a crowd, and half of all, has left since there were the most; `open` are left. Of many who ask at once one
-    /// is told.
-    pub fn has_left(&self, open: usize) -> bool {
-        let most = self.most.fetch_max(open, Relaxed).max(open);
-        let left = most - open;
-        left >= CROWD && left >= most / 2 && self.most.compare_exchange(most, open, Relaxed, Relaxed).is_ok()
+    /// is told, and that at most every 5 s.
+    pub fn has_left(&self, open: usize, now: Instant) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (most, told) = &mut *state;
+        *most = open.max(*most);
+        let left = *most - open;
+        let has_left = left >= CROWD && left >= *most / 2;
+        if !has_left || told.is_some_and(|told| now.saturating_duration_since(told) < AT_MOST_EVERY) {
+            return false;
+        }
+        *state = (open, Some(now));
+        true
     }
 }
 
@@ -38,21 +47,23 @@ mod tests {
     #[test]
     fn a_crowd_is_told_once_when_most_of_it_has_left() {
         let crowd = Crowd::default();
-        for (open, told) in [
-            (CROWD - 1, false),
-            (0, false),
-            (9000, false),
-            (5000, false),
-            (4500, true),
-            (4500, false),
-            (4000, false),
-            (1000, true),
-            (3, true),
-            (0, false),
-            (700, false),
-            (0, true),
+        let begun = Instant::now();
+        for (second, open, told) in [
+            (0, CROWD - 1, false),
+            (1, 0, false),
+            (2, 9000, false),
+            (3, 5000, false),
+            (4, 4500, true),
+            (5, 0, false),
+            (8, 0, false),
+            (9, 0, true),
+            (15, 0, false),
+            (16, 700, false),
+            (17, 300, false),
+            (18, 100, true),
+            (30, 0, false),
         ] {
-            assert_eq!(crowd.has_left(open), told, "{open}");
+            assert_eq!(crowd.has_left(open, begun + Duration::from_secs(second)), told, "{second}: {open}");
         }
     }
 }

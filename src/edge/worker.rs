@@ -199,7 +199,7 @@ async fn sweep(worker: Rc<Worker>) {
         worker.process.tunnels.wake_due(Instant::now());
         let now = std::time::Instant::now();
         let process = &worker.process;
-        if process.crowd.has_left(process.admission.open()) {
+        if process.crowd.has_left(process.admission.open(), now) {
             drop(tokio::task::spawn_blocking(crowd::give_back_memory));
         }
         let clients = [process.admission.report(now), process.admission.handshakes.report(now)];

@@ -311,6 +311,21 @@ fn a_pool_that_was_never_there_is_a_quick_502_and_its_coming_is_noticed() {
 }
 
 #[test]
+fn a_script_may_run_for_longer_than_anybody_may_wait_for_a_worker_however_quick_the_last_one_was() {
+    let world = World::new();
+    let fpm = Fpm::unix(&world);
+    let root = world.copy("php").join("public");
+    let proxy = world.proxy(&format!(
+        "[site.app]\nhosts = [\"app.test\"]\nroot = {root:?}\nphp = {{ to = {:?}, queue_timeout = \"1s\" }}\n",
+        fpm.address
+    ));
+    for _ in 0..3 {
+        proxy.curl("app.test").get("/").expect(200);
+        proxy.curl("app.test").get("/slow?ms=1500").expect(200);
+    }
+}
+
+#[test]
 fn a_script_that_does_not_answer_in_time_is_504() {
     let world = World::new();
     let fpm = Fpm::unix(&world);

@@ -117,8 +117,6 @@ impl Exchange {
         let Outgoing { pending, last, body, sent, refused, .. } = &mut self.outgoing;
         let BackEndStream::Unix(stream) = &self.stream else { return };
         pending.extend_from_slice(&std::mem::take(last));
-        record::put_stream_end(pending, Type::Stdin);
-        *body = None;
         while !pending.is_empty() {
             match stream.try_write(pending) {
                 Ok(count) => {
@@ -131,6 +129,13 @@ impl Exchange {
                     return;
                 }
             }
+        }
+        // By itself: FPM leaves it unread while the script runs, and what is not used up whole is not told.
+        let mut end = BytesMut::new();
+        record::put_stream_end(&mut end, Type::Stdin);
+        if let Ok(count) = stream.try_write(&end) {
+            end.advance(count);
+            (*pending, *body) = (end, None);
         }
         forget_room(stream);
     }
@@ -170,9 +175,16 @@ impl Exchange {
     pub fn begin(&mut self, witnessed: bool) {
         let last = std::mem::take(&mut self.outgoing.last);
         self.outgoing.pending.extend_from_slice(&last);
+        // The time until a worker took it was no silence of its script.
+        self.waiting = false;
         if let Some(place) = &mut self.place {
             place.begin(witnessed);
         }
+    }
+
+    /// Whether FPM was seen to take the request, or was taken to have done so.
+    pub fn has_begun(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::is_running)
     }
 
     /// The place, from an exchange that has failed.

@@ -17,11 +17,11 @@ use tokio::time::{Instant, timeout_at};
 pub(super) const OFFERS: usize = 8;
 /// Of them, those that may have been sent whole. The others are taken in no time, as long as there are idle workers:
 /// however many there are, all of them get work.
-const UNSEEN: usize = OFFERS - 2;
+pub(super) const UNSEEN: usize = OFFERS - 2;
 /// Requests at once where nothing tells whether FPM has taken one, and nobody has said how many it can.
 pub(super) const BLIND: usize = 128;
-/// An answer within so long: its request need not have been offered. For so long at most a request that was sent whole
-/// may stand among the offers although a worker has it.
+/// An answer within so long: its request need not have been offered. For so long a request that was sent whole stands
+/// among the offers although a worker has it.
 pub(super) const QUICK: Duration = Duration::from_millis(5);
 /// The least that may wait where the number of workers is learned: a burst is no overload.
 pub(super) const LEAST_QUEUE: usize = 512;
@@ -215,6 +215,11 @@ impl Place {
         state.learned = state.learned.max(state.running);
         drop(state);
         self.gate.advance();
+    }
+
+    /// Whether it is at FPM's worker, as far as is known.
+    pub fn is_running(&self) -> bool {
+        self.running
     }
 
     /// The request will be offered once more.

@@ -54,7 +54,7 @@ enum Lost {
     NeverRun,
     /// FPM may have run it, and has said nothing.
     Unanswered,
-    /// So may this one, sent whole over a kept connection that was then closed; more likely nobody has read it.
+    /// So may this one, sent whole over a kept connection that was then closed at once; more likely nobody has read it.
     Unread,
     /// There is nothing more to try.
     Final,
@@ -211,7 +211,7 @@ async fn attempt(
             let what = match broken {
                 true if exchange.cannot_have_run() && kept => Lost::Stale,
                 true if exchange.cannot_have_run() => Lost::NeverRun,
-                true if whole && kept => Lost::Unread,
+                true if whole && kept && !exchange.has_begun() => Lost::Unread,
                 true => Lost::Unanswered,
                 false => Lost::Final,
             };
@@ -235,13 +235,14 @@ async fn ask(
             begin(exchange, fpm, true);
             return Ok(head);
         }
+        fpm.gate.note_answer(None);
     }
     let witnessed = match offer(exchange, fpm, turn).await {
         Offered::Taken => true,
         Offered::Unknown => false,
         Offered::Gone => {
-            let detail = format!("{} closed before it took the request", fpm.endpoint);
-            return Err(Fault::new(Kind::Truncated, detail));
+            let before = if exchange.cannot_have_run() { "it took the request" } else { "its answer" };
+            return Err(Fault::new(Kind::Truncated, format!("{} closed before {before}", fpm.endpoint)));
         }
         Offered::Left => {
             let detail = format!("{} had no idle worker within {:?}", fpm.endpoint, settings.queue_timeout);
@@ -251,8 +252,10 @@ async fn ask(
     begin(exchange, fpm, witnessed);
     let began = Instant::now();
     let head = answer::head(exchange, &mut reader, fpm).await?;
-    // One that was sent whole and is answered only now was slow.
-    fpm.gate.note_answer((witnessed && !whole).then(|| began.elapsed()));
+    // One that was sent whole and is answered only now is known to be slow.
+    if !whole {
+        fpm.gate.note_answer(witnessed.then(|| began.elapsed()));
+    }
     Ok(head)
 }
 

@@ -83,7 +83,7 @@ impl FastCgiPool {
     }
 }
 
-/// On a unix socket it costs nothing to be mistaken: FPM takes no request over a connection that it has closed, and that
+/// On a unix socket it costs little to be mistaken: FPM takes no request over a connection that it has closed, and that
 /// is seen. So the system is asked only where the runtime knows of something.
 fn is_good(stream: &BackEndStream) -> bool {
     let has_news = || stream.has_news(&mut Context::from_waker(Waker::noop()));
