@@ -15,6 +15,14 @@ fn start(world: &World, more: &str) -> (Fpm, Proxy) {
     (fpm, proxy)
 }
 
+/// The front controller's site, whose `php` has these keys beside `to`.
+fn start_with_keys(world: &World, keys: &str) -> (Fpm, Proxy) {
+    let fpm = Fpm::unix(world);
+    let address = format!("{:?}", fpm.address);
+    let proxy = world.proxy(&site(world, &fpm, "").replace(&address, &format!("{{ to = {address}, {keys} }}")));
+    (fpm, proxy)
+}
+
 #[test]
 fn the_front_controller_answers_over_a_unix_socket() {
     let world = World::new();
@@ -209,12 +217,7 @@ fn only_the_front_controller_runs() {
 #[test]
 fn all_scripts_run_when_the_file_says_so_and_pictures_never() {
     let world = World::new();
-    let fpm = Fpm::unix(&world);
-    let root = world.copy("php").join("public");
-    let proxy = world.proxy(&format!(
-        "[site.app]\nhosts = [\"app.test\"]\nroot = {root:?}\nphp = {{ to = {:?}, scripts = \"all\", params = {{ APP_MODE = \"test\" }} }}\n",
-        fpm.address
-    ));
+    let (_fpm, proxy) = start_with_keys(&world, "scripts = \"all\", params = { APP_MODE = \"test\" }");
     assert_eq!(
         proxy.curl("app.test").get("/other.php/path/info").expect(200).text(),
         "other.php ran with path info /path/info\n"
@@ -313,12 +316,7 @@ fn a_pool_that_was_never_there_is_a_quick_502_and_its_coming_is_noticed() {
 #[test]
 fn a_script_may_run_for_longer_than_anybody_may_wait_for_a_worker_however_quick_the_last_one_was() {
     let world = World::new();
-    let fpm = Fpm::unix(&world);
-    let root = world.copy("php").join("public");
-    let proxy = world.proxy(&format!(
-        "[site.app]\nhosts = [\"app.test\"]\nroot = {root:?}\nphp = {{ to = {:?}, queue_timeout = \"1s\" }}\n",
-        fpm.address
-    ));
+    let (_fpm, proxy) = start_with_keys(&world, "queue_timeout = \"1s\"");
     for _ in 0..3 {
         proxy.curl("app.test").get("/").expect(200);
         proxy.curl("app.test").get("/slow?ms=1500").expect(200);
@@ -328,12 +326,7 @@ fn a_script_may_run_for_longer_than_anybody_may_wait_for_a_worker_however_quick_
 #[test]
 fn a_script_that_does_not_answer_in_time_is_504() {
     let world = World::new();
-    let fpm = Fpm::unix(&world);
-    let root = world.copy("php").join("public");
-    let proxy = world.proxy(&format!(
-        "[site.app]\nhosts = [\"app.test\"]\nroot = {root:?}\nphp = {{ to = {:?}, read_timeout = \"300ms\" }}\n",
-        fpm.address
-    ));
+    let (_fpm, proxy) = start_with_keys(&world, "read_timeout = \"300ms\"");
     proxy.curl("app.test").get("/slow?ms=5000").expect(504);
     proxy.curl("app.test").get("/slow?ms=1").expect(200);
 }

@@ -4,7 +4,7 @@
 //! On a unix socket a request is offered first: its head goes out but for the last record, without which FPM runs
 //! nothing. Only when a worker has begun to read does the rest follow. So it is known of every request that fails
 //! whether it can have run, whatever its method. One that may be asked once more goes out whole where FPM is quick:
-//! waking a worker twice would be half of what such a request costs.
+//! waking its worker twice is a good part of what such a request costs.
 
 use std::future::Future;
 use std::io;
@@ -114,20 +114,15 @@ impl Exchange {
     /// Sends a request without a body whole, as far as FPM takes it at once; for those that may be asked once more. The
     /// answer may be waited for, and [`Exchange::offer`] still tells when a worker has begun to read.
     pub fn send_whole(&mut self) {
-        let Outgoing { pending, last, body, sent, refused, .. } = &mut self.outgoing;
         let BackEndStream::Unix(stream) = &self.stream else { return };
-        pending.extend_from_slice(&std::mem::take(last));
-        while !pending.is_empty() {
-            match stream.try_write(pending) {
-                Ok(count) => {
-                    pending.advance(count);
-                    *sent += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    *refused = Some(error);
-                    return;
-                }
+        let outgoing = &mut self.outgoing;
+        outgoing.pending.extend_from_slice(&std::mem::take(&mut outgoing.last));
+        match outgoing.try_send(stream) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                outgoing.refused = Some(error);
+                return;
             }
         }
         // By itself: FPM leaves it unread while the script runs, and what is not used up whole is not told.
@@ -135,7 +130,7 @@ impl Exchange {
         record::put_stream_end(&mut end, Type::Stdin);
         if let Ok(count) = stream.try_write(&end) {
             end.advance(count);
-            (*pending, *body) = (end, None);
+            (outgoing.pending, outgoing.body) = (end, None);
         }
         forget_room(stream);
     }
@@ -150,18 +145,9 @@ impl Exchange {
     pub async fn offer(&mut self) -> bool {
         let BackEndStream::Unix(stream) = &self.stream else { return true };
         let was_sent = self.outgoing.pending.is_empty();
-        while !self.outgoing.pending.is_empty() {
-            match stream.try_write(&self.outgoing.pending) {
-                Ok(count) => {
-                    self.outgoing.pending.advance(count);
-                    self.outgoing.sent += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if stream.writable().await.is_err() {
-                        return false;
-                    }
-                }
-                Err(_) => return false,
+        while let Err(error) = self.outgoing.try_send(stream) {
+            if error.kind() != io::ErrorKind::WouldBlock || stream.writable().await.is_err() {
+                return false;
             }
         }
         if !was_sent {
@@ -325,6 +311,16 @@ struct Outgoing {
 }
 
 impl Outgoing {
+    /// Sends all that is pending; `WouldBlock` where that is not possible at once.
+    fn try_send(&mut self, stream: &UnixStream) -> io::Result<()> {
+        while !self.pending.is_empty() {
+            let count = stream.try_write(&self.pending)?;
+            self.pending.advance(count);
+            self.sent += count as u64;
+        }
+        Ok(())
+    }
+
     /// Sends until the socket is full or all is sent; says whether anything was.
     fn poll_send(&mut self, stream: &mut BackEndStream, cx: &mut Context<'_>) -> Result<bool, Fault> {
         let mut progress = false;

@@ -112,7 +112,7 @@ impl Gate {
 
     /// Whether a request with a place may go out whole: FPM was seen to take an offer, answered within [`QUICK`] when last
     /// it did, and enough of the offers are left for those whose taking is seen.
-    pub fn is_quick(&self, children: Option<usize>) -> bool {
+    pub fn may_be_whole(&self, children: Option<usize>) -> bool {
         self.quick.load(Ordering::Relaxed) && (children.is_some() || self.lock().offered <= UNSEEN)
     }
 

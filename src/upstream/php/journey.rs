@@ -82,6 +82,7 @@ pub(super) async fn run(upstream: &PhpUpstream, job: &Job, pool: &FastCgiPool) -
             Err(failure) => failure,
         };
         may_be_whole = false;
+        fpm.gate.note_answer(None);
         match what {
             Lost::Final => return Err(fault),
             // RFC 9110, section 9.2.2: "A proxy MUST NOT automatically retry non-idempotent requests."
@@ -191,22 +192,18 @@ async fn attempt(
         Some(stream) => (stream, true),
         None => match connect::connect(&fpm.endpoint, None, connect_limit(settings, fpm), &Source::default()).await {
             Ok(stream) => (stream, false),
-            Err(error) => {
-                fpm.gate.note_answer(None);
-                return Err(unreachable(&fpm.endpoint, error, place));
-            }
+            Err(error) => return Err(unreachable(&fpm.endpoint, error, place)),
         },
     };
     if !kept {
         fpm.presence.stir();
     }
-    let whole = may_be_whole && fpm.gate.is_quick(limits(settings, &fpm.endpoint).children);
+    let whole = may_be_whole && fpm.gate.may_be_whole(limits(settings, &fpm.endpoint).children);
     let patience = Patience { send: settings.send, read: settings.read };
     let mut exchange = Exchange::new(stream, fpm.endpoint.clone(), job, patience, place);
     match ask(&mut exchange, settings, fpm, (turn, whole)).await {
         Ok(head) => Ok(answer::answer(job, head, exchange, fpm, (pool, settings.keep_alive))),
         Err(fault) => {
-            fpm.gate.note_answer(None);
             let broken = fault.kind == Kind::Truncated && !exchange.is_answered();
             let what = match broken {
                 true if exchange.cannot_have_run() && kept => Lost::Stale,

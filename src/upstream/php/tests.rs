@@ -165,12 +165,7 @@ async fn receive(stream: &mut UnixStream) -> Option<Seen> {
     let mut seen = Seen::default();
     let mut params = Vec::new();
     loop {
-        let mut bytes = [0; HEADER];
-        stream.read_exact(&mut bytes).await.ok()?;
-        let header = Header::decode(bytes).unwrap();
-        let mut content = vec![0; usize::from(header.content) + usize::from(header.padding)];
-        stream.read_exact(&mut content).await.ok()?;
-        content.truncate(usize::from(header.content));
+        let (header, content) = receive_record(stream).await?;
         match header.kind {
             Type::Begin => seen.keep = content[2] & 1 == 1,
             Type::Params => {
@@ -186,6 +181,16 @@ async fn receive(stream: &mut UnixStream) -> Option<Seen> {
             other => panic!("{other:?} from a server"),
         }
     }
+}
+
+async fn receive_record(stream: &mut UnixStream) -> Option<(Header, Vec<u8>)> {
+    let mut bytes = [0; HEADER];
+    stream.read_exact(&mut bytes).await.ok()?;
+    let header = Header::decode(bytes).unwrap();
+    let mut content = vec![0; usize::from(header.content) + usize::from(header.padding)];
+    stream.read_exact(&mut content).await.ok()?;
+    content.truncate(usize::from(header.content));
+    Some((header, content))
 }
 
 fn upstream(pools: Vec<Endpoint>, change: impl FnOnce(&mut Settings)) -> PhpUpstream {

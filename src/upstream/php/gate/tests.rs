@@ -186,17 +186,17 @@ proptest! {
 async fn a_few_offers_are_left_for_those_whose_taking_is_seen() {
     let gate = Arc::new(Gate::default());
     let mut places = vec![enter(&gate, learned()).await.unwrap()];
-    assert!(!gate.is_quick(None), "nothing is known");
+    assert!(!gate.may_be_whole(None), "nothing is known");
     gate.note_answer(Some(QUICK));
-    assert!(!gate.is_quick(None), "a slow one");
+    assert!(!gate.may_be_whole(None), "a slow one");
     gate.note_answer(Some(QUICK / 2));
     for _ in 0..UNSEEN {
-        assert!(gate.is_quick(None));
+        assert!(gate.may_be_whole(None));
         places.push(enter(&gate, learned()).await.unwrap());
     }
-    assert!(!gate.is_quick(None) && gate.is_quick(Some(99)));
+    assert!(!gate.may_be_whole(None) && gate.may_be_whole(Some(99)));
     places[0].begin(true);
-    assert!(gate.is_quick(None));
+    assert!(gate.may_be_whole(None));
     gate.note_answer(None);
-    assert!(!gate.is_quick(None), "one that failed");
+    assert!(!gate.may_be_whole(None), "one that failed");
 }

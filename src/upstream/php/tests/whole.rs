@@ -31,11 +31,7 @@ async fn first_words(listener: &UnixListener, after: Duration) -> Vec<u8> {
 /// Reads as far as FPM does before it runs a script that asks for no body.
 async fn receive_params(stream: &mut UnixStream) {
     loop {
-        let mut bytes = [0; HEADER];
-        stream.read_exact(&mut bytes).await.unwrap();
-        let header = Header::decode(bytes).unwrap();
-        let mut content = vec![0; usize::from(header.content) + usize::from(header.padding)];
-        stream.read_exact(&mut content).await.unwrap();
+        let (header, _) = receive_record(stream).await.unwrap();
         if header.kind == Type::Params && header.content == 0 {
             return;
         }
@@ -68,7 +64,7 @@ async fn only_what_may_be_asked_again_goes_out_whole_and_only_where_fpm_was_quic
         let head = words.strip_suffix(&end_of_stdin[..]).unwrap_or(&words);
         assert_eq!(head.ends_with(&end_of_params), is_whole, "{asked}");
         if after >= QUICK {
-            assert!(!upstream.pools[0].gate.is_quick(Some(1)), "a slow answer");
+            assert!(!upstream.pools[0].gate.may_be_whole(Some(1)), "a slow answer");
         }
         assert_eq!(load(&upstream), 0, "{asked}");
     }
