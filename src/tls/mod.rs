@@ -3,6 +3,7 @@
 
 pub mod accept;
 pub mod challenges;
+mod gather;
 pub mod hello;
 mod kept;
 pub mod local_ca;

@@ -10,10 +10,11 @@ use std::task::{Context, Poll, ready};
 
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
-use rustls::{CommonState, InvalidMessage, ServerConfig};
+use rustls::{CommonState, InvalidMessage, ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::gather::gather;
 use super::kept::Kept;
 
 /// Bytes of the largest record that is not refused: RFC 5246, section 6.2.3, allows 2048 beyond the plaintext, and five
@@ -27,9 +28,6 @@ const RECEIVED: usize = 5 * RECORD;
 /// Bytes of ciphertext that rustls may not be done with: a handshake message of 64 KiB, the longest that it takes, in
 /// records. It measures the message alone, which may come in crumbs that are mostly padding (RFC 8446, section 5.4).
 const MOST_PARTIAL: usize = RECEIVED;
-
-/// Bytes of plaintext that are encrypted at a time.
-const SENT: usize = 64 * 1024;
 
 /// What is received at a time where little is asked for. It saves a second look for what follows.
 const LEAST: usize = 4 * 1024;
@@ -55,6 +53,8 @@ pub struct Stream<S = TcpStream> {
     /// Encrypted, and not yet taken by the socket.
     unsent: Kept,
     end: Option<End>,
+    /// What is unsent is tickets of TLS 1.3, and the client has asked already: they go with the answer.
+    tickets_wait: bool,
     /// close_notify has been written.
     has_taken_leave: bool,
 }
@@ -90,6 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
             plain: Kept::default(),
             unsent: Kept::default(),
             end: None,
+            tickets_wait: false,
             has_taken_leave: false,
         };
         stream.decrypt(&mut received, None);
@@ -113,13 +114,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// # Errors
     /// Those of `exchange`.
     pub fn try_map<T>(self, exchange: impl FnOnce(S) -> io::Result<T>) -> io::Result<Stream<T>> {
-        let Stream { socket, tls, partial, plain, unsent, end, has_taken_leave } = self;
-        Ok(Stream { socket: exchange(socket)?, tls, partial, plain, unsent, end, has_taken_leave })
+        let Stream { socket, tls, partial, plain, unsent, end, tickets_wait, has_taken_leave } = self;
+        Ok(Stream { socket: exchange(socket)?, tls, partial, plain, unsent, end, tickets_wait, has_taken_leave })
     }
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            ready!(self.poll_send(cx))?;
+            if !self.tickets_wait {
+                ready!(self.poll_send(cx))?;
+            }
             match &self.end {
                 Some(End::Broken(error)) => return Poll::Ready(Err(broken(error.clone()))),
                 _ if !self.tls.is_handshaking() => return Poll::Ready(Ok(())),
@@ -149,7 +152,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
             if let Some(place) = front.get_mut(..held) {
                 place.copy_from_slice(&self.partial);
             }
+            let was_handshaking = self.tls.is_handshaking();
             self.decrypt(front, wanted);
+            if was_handshaking && self.end.is_none() && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
+                self.tickets_wait = !self.plain.rest().is_empty();
+            }
+            if self.tickets_wait && self.end.is_none() {
+                return Poll::Ready(Ok(()));
+            }
             // What answers them (a key update, an alert) goes as far as it can; whoever writes next waits for the rest, or
             // hears that the socket is broken. What was decrypted is not lost for that.
             let _ = self.poll_send(cx);
@@ -218,6 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
 
     /// Ready when the socket has taken all that was encrypted.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tickets_wait = false;
         while !self.unsent.rest().is_empty() {
             let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, self.unsent.rest()))?;
             if sent == 0 {
@@ -327,7 +338,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         if let Some(End::Broken(error)) = &this.end {
             return Poll::Ready(Err(broken(error.clone())));
         }
-        ready!(this.poll_send(cx))?;
+        if !this.tickets_wait {
+            ready!(this.poll_send(cx))?;
+        }
         OUTGOING.with_borrow_mut(|(gathered, outgoing)| {
             let bytes = gather(slices, gathered);
             if bytes.is_empty() {
@@ -343,7 +356,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().poll_send(cx)
+        let this = self.get_mut();
+        if this.tickets_wait { Poll::Ready(Ok(())) } else { this.poll_send(cx) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -369,23 +383,6 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, into: &mut Kept) ->
     Ok(())
 }
 
-/// The bytes of one write: those of the one slice that has any, or of several together.
-fn gather<'b>(slices: &'b [IoSlice<'_>], gathered: &'b mut Vec<u8>) -> &'b [u8] {
-    let mut with_bytes = slices.iter().filter(|slice| !slice.is_empty());
-    match (with_bytes.next(), with_bytes.next()) {
-        (None, _) => &[],
-        (Some(only), None) => only.get(..SENT).unwrap_or(only),
-        (Some(_), Some(_)) => {
-            gathered.clear();
-            for slice in slices {
-                let room = SENT - gathered.len();
-                gathered.extend_from_slice(slice.get(..room).unwrap_or(slice));
-            }
-            gathered
-        }
-    }
-}
-
 fn broken(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
@@ -403,6 +400,7 @@ mod tests {
 
     use super::*;
     use crate::keys::LocalKeys;
+    use crate::tls::gather::SENT;
     use crate::tls::policy::{MinVersion, Policy, server_config};
     use crate::tls::store::CertStore;
     use crate::tls::testing::{Issued, site};
@@ -657,6 +655,61 @@ mod tests {
         let mut heard = [0; 6];
         stream.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"onetwo");
+    }
+
+    /// What is there now, without waiting.
+    fn waiting(tcp: &TcpStream) -> usize {
+        let mut piece = vec![0; 64 * 1024];
+        tcp.try_read(&mut piece).unwrap_or_default()
+    }
+
+    /// A handshake that ends with what the client says behind it, all in one segment.
+    async fn pair_that_asks(request: &[u8]) -> (Client, Stream) {
+        let (mut client, theirs, server) = strangers(&TLS13).await;
+        let shaken = async {
+            let said = client.said();
+            client.send(&said).await;
+            let mut piece = vec![0; 64 * 1024];
+            while client.tls.is_handshaking() {
+                let length = client.tcp.read(&mut piece).await.unwrap();
+                client.tls.read_tls(&mut &piece[..length]).unwrap();
+                client.tls.process_new_packets().unwrap();
+            }
+            let said = if request.is_empty() { client.said() } else { client.encrypt(request) };
+            client.send(&said).await;
+        };
+        let ((), stream) = tokio::join!(shaken, Stream::accept(theirs, server, Vec::new(), || ()));
+        (client, stream.unwrap())
+    }
+
+    #[tokio::test]
+    async fn tickets_go_with_the_answer_to_a_client_that_has_asked_already() {
+        let (mut client, mut stream) = pair_that_asks(b"GET").await;
+        let mut heard = [0; 3];
+        stream.read_exact(&mut heard).await.unwrap();
+        // As a server does while it waits for an answer.
+        stream.flush().await.unwrap();
+        let mut nothing = [0];
+        assert!(timeout(Duration::from_millis(20), stream.read(&mut nothing)).await.is_err());
+        assert_eq!((waiting(&client.tcp), client.tls.tls13_tickets_received()), (0, 0));
+        stream.write_all(b"answer").await.unwrap();
+        assert!(stream.unsent.rest().is_empty());
+        assert_eq!(client.receive(6).await.unwrap(), b"answer");
+        assert!(client.tls.tls13_tickets_received() > 0);
+        assert!(is_empty(&stream));
+        // One that leaves without an answer gets them as well.
+        let (mut client, mut stream) = pair_that_asks(b"GET").await;
+        stream.shutdown().await.unwrap();
+        assert_eq!(client.receive(1).await.unwrap(), b"");
+        assert!(client.tls.tls13_tickets_received() > 0);
+    }
+
+    #[tokio::test]
+    async fn tickets_go_at_once_to_a_client_that_is_silent() {
+        let (client, stream) = pair_that_asks(b"").await;
+        assert!(is_empty(&stream));
+        timeout(SOON, client.tcp.readable()).await.expect("no tickets come").unwrap();
+        assert!(waiting(&client.tcp) > 0);
     }
 
     #[tokio::test]
