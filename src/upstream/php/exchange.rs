@@ -112,11 +112,18 @@ impl Exchange {
     }
 
     /// Sends a request without a body whole, as far as FPM takes it at once; for those that may be asked once more. The
-    /// answer may be waited for, and [`Exchange::offer`] still tells when a worker has begun to read.
-    pub fn send_whole(&mut self) {
+    /// answer may be waited for, and [`Exchange::offer`] still tells when a worker has begun to read, unless a worker
+    /// is `attending`: at a connection that was kept there is nobody to wait for.
+    pub fn send_whole(&mut self, attending: bool) {
         let BackEndStream::Unix(stream) = &self.stream else { return };
         let outgoing = &mut self.outgoing;
         outgoing.pending.extend_from_slice(&std::mem::take(&mut outgoing.last));
+        let mut end = BytesMut::new();
+        record::put_stream_end(&mut end, Type::Stdin);
+        if attending {
+            outgoing.pending.unsplit(end.split());
+            outgoing.body = None;
+        }
         match outgoing.try_send(stream) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -126,9 +133,7 @@ impl Exchange {
             }
         }
         // By itself: FPM leaves it unread while the script runs, and what is not used up whole is not told.
-        let mut end = BytesMut::new();
-        record::put_stream_end(&mut end, Type::Stdin);
-        if let Ok(count) = stream.try_write(&end) {
+        if !attending && let Ok(count) = stream.try_write(&end) {
             end.advance(count);
             (outgoing.pending, outgoing.body) = (end, None);
         }

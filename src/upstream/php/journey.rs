@@ -198,7 +198,12 @@ async fn attempt(
     if !kept {
         fpm.presence.stir();
     }
-    let whole = may_be_whole && fpm.gate.may_be_whole(limits(settings, &fpm.endpoint).children);
+    let whole = match may_be_whole && fpm.gate.may_be_whole(limits(settings, &fpm.endpoint).children) {
+        false => Whole::No,
+        // FPM's worker stays with a connection until its end.
+        true if kept => Whole::ToAWorker,
+        true => Whole::ToTheQueue,
+    };
     let patience = Patience { send: settings.send, read: settings.read };
     let mut exchange = Exchange::new(stream, fpm.endpoint.clone(), job, patience, place);
     match ask(&mut exchange, settings, fpm, (turn, whole)).await {
@@ -208,7 +213,7 @@ async fn attempt(
             let what = match broken {
                 true if exchange.cannot_have_run() && kept => Lost::Stale,
                 true if exchange.cannot_have_run() => Lost::NeverRun,
-                true if whole && kept && !exchange.has_begun() => Lost::Unread,
+                true if whole == Whole::ToAWorker && !exchange.has_begun() => Lost::Unread,
                 true => Lost::Unanswered,
                 false => Lost::Final,
             };
@@ -217,16 +222,28 @@ async fn attempt(
     }
 }
 
+/// Whether a request goes out whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    /// It is offered first.
+    No,
+    /// On a new connection, which a worker has yet to take.
+    ToTheQueue,
+    /// On a kept one, at which a worker waits.
+    ToAWorker,
+}
+
 /// The head of the answer to the request of `exchange`, which goes out whole or is offered first.
 async fn ask(
     exchange: &mut Exchange,
     settings: &Settings,
     fpm: &Fpm,
-    (turn, whole): (Instant, bool),
+    (turn, whole): (Instant, Whole),
 ) -> Result<(Head, Bytes), Fault> {
     let mut reader = HeadReader::new(MAX_HEAD);
-    if whole {
-        exchange.send_whole();
+    let attending = whole == Whole::ToAWorker && exchange.is_witness();
+    if whole != Whole::No {
+        exchange.send_whole(attending);
         if let Ok(head) = timeout(QUICK, answer::head(exchange, &mut reader, fpm)).await {
             let head = head?;
             begin(exchange, fpm, true);
@@ -234,7 +251,7 @@ async fn ask(
         }
         fpm.gate.note_answer(None);
     }
-    let witnessed = match offer(exchange, fpm, turn).await {
+    let witnessed = match if attending { Offered::Taken } else { offer(exchange, fpm, turn).await } {
         Offered::Taken => true,
         Offered::Unknown => false,
         Offered::Gone => {
@@ -250,7 +267,7 @@ async fn ask(
     let began = Instant::now();
     let head = answer::head(exchange, &mut reader, fpm).await?;
     // One that was sent whole and is answered only now is known to be slow.
-    if !whole {
+    if whole == Whole::No {
         fpm.gate.note_answer(witnessed.then(|| began.elapsed()));
     }
     Ok(head)

@@ -136,3 +136,36 @@ async fn one_that_was_sent_whole_and_whose_worker_ended_is_asked_once_more_and_o
     assert_eq!(ask(&upstream, get()).await.err().unwrap().kind, Kind::Truncated);
     assert_eq!((fake.seen().len(), load(&upstream)), (4, 0));
 }
+
+#[tokio::test]
+async fn to_a_worker_that_is_kept_it_goes_in_one_piece_and_a_long_script_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fpm.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let queue_timeout = Duration::from_millis(100);
+    let upstream = upstream(vec![Endpoint::Unix(path)], |settings| {
+        (settings.queue_timeout, settings.keep_alive) = (queue_timeout, 1);
+    });
+    let fpm = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        receive(&mut stream).await.unwrap();
+        stream.write_all(&whole(HEAD)).await.unwrap();
+        let mut words = vec![0; 64 * 1024];
+        let length = stream.read(&mut words).await.unwrap();
+        words.truncate(length);
+        sleep(queue_timeout * 2).await;
+        stream.write_all(&whole(HEAD)).await.unwrap();
+        words
+    };
+    let pool = FastCgiPool::new();
+    let asked = |request| upstream.send(request, Body::Empty, script(), &pool);
+    let client = async {
+        read(asked(post()).await.unwrap().into_body()).await;
+        note_quick(&upstream);
+        asked(get()).await.map(|answer| answer.status()).map_err(|fault| fault.to_string())
+    };
+    let (words, answer) = timeout(SOON, async { tokio::join!(fpm, client) }).await.unwrap();
+    let last = [record(4, 1, b"", 0), record(5, 1, b"", 0)].concat();
+    assert!(words.ends_with(&last), "{words:?}");
+    assert_eq!((answer, load(&upstream)), (Ok(StatusCode::OK), 0));
+}
