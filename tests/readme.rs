@@ -72,3 +72,28 @@ fn assert_taken(name: &str, text: &str) {
         panic!("{name} has a configuration that is refused:\n{text}\n{problems}");
     }
 }
+
+/// "uses it by itself, through profile/rustc".
+#[test]
+fn the_profile_is_for_code_that_is_optimized_for_speed() {
+    let config: toml::Table = include_str!("../.cargo/config.toml").parse().expect("a table");
+    let wrapper = config.get("build").and_then(|build| build.get("rustc-wrapper")).and_then(toml::Value::as_str);
+    let wrapper = Path::new(env!("CARGO_MANIFEST_DIR")).join(wrapper.expect("the wrapper"));
+    let given = |arguments: &[&str], records: bool| {
+        let mut command = std::process::Command::new(&wrapper);
+        command.arg("echo").args(arguments).env_remove("DOORWARD_RECORD");
+        command.envs(records.then_some(("DOORWARD_RECORD", "1")));
+        let output = command.output().expect("the wrapper runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let fast = ["--crate-name", "some thing", "-C", "opt-level=3"];
+    let said = given(&fast, false);
+    let used = said.split_once(" -Cprofile-use=").expect("the profile").1;
+    let profile = used.split(" -C").next().expect("its path");
+    assert!(std::fs::metadata(profile).expect("the profile").len() > 100_000, "{profile}");
+    assert!(given(&fast, true).ends_with("opt-level=3 -Cprofile-generate\n"));
+    for other in [&["-vV"][..], &["--crate-name", "x"], &["-C", "opt-level=1"], &["rustc", "-", "--print=cfg"]] {
+        assert_eq!(given(other, false), format!("{}\n", other.join(" ")));
+    }
+}

@@ -154,7 +154,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
             }
             let was_handshaking = self.tls.is_handshaking();
             self.decrypt(front, wanted);
-            if was_handshaking && self.end.is_none() && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
+            let has_shaken = was_handshaking & !self.tls.is_handshaking();
+            if has_shaken && self.end.is_none() && self.tls.protocol_version() == Some(ProtocolVersion::TLSv1_3) {
                 self.tickets_wait = !self.plain.rest().is_empty();
             }
             if self.tickets_wait && self.end.is_none() {
