@@ -358,6 +358,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // hyper flushes while it waits for an answer; nothing of what it wrote is unsent.
         if this.tickets_wait { Poll::Ready(Ok(())) } else { this.poll_send(cx) }
     }
 

@@ -251,7 +251,8 @@ async fn ask(
         }
         fpm.gate.note_answer(None);
     }
-    let witnessed = match if attending { Offered::Taken } else { offer(exchange, fpm, turn).await } {
+    let offered = if attending { Offered::Taken } else { offer(exchange, fpm, turn).await };
+    let witnessed = match offered {
         Offered::Taken => true,
         Offered::Unknown => false,
         Offered::Gone => {
