@@ -1,5 +1,6 @@
-//! A crowd of clients that has left, and the memory that it leaves in the system's allocator: AWS-LC asks that one for
-//! each connection's keys, and it keeps what is free until it is told. jemalloc, which has all the rest, tells itself.
+//! A crowd of clients that has left, and the memory that it leaves in the system's allocator: AWS-LC asks that one, on most
+//! processors for each connection's keys, and it keeps what is free until it is told. jemalloc, which has all the rest,
+//! tells itself.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

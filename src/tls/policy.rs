@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ServerConfig, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
@@ -15,6 +15,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use super::resolver::CertResolver;
 use super::store::CertStore;
 use super::tickets::Tickets;
+use crate::base::ciphers;
 use crate::keys::file;
 
 /// The ALPN name of HTTP/1.1 (RFC 7301, section 6).
@@ -140,7 +141,7 @@ pub fn server_config(
 /// AES-128 first: as safe as AES-256 for all that is known, and its SHA-256 is cheaper than SHA-384. With one ticket
 /// instead of two it takes a full handshake from 133 µs of CPU time to 93.
 pub(super) fn provider() -> CryptoProvider {
-    let mut provider = aws_lc_rs::default_provider();
+    let mut provider = ciphers::provider();
     provider.cipher_suites.sort_by_key(|suite| match suite.suite() {
         CipherSuite::TLS13_AES_128_GCM_SHA256
         | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256

@@ -12,6 +12,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
+use crate::base::ciphers;
 use crate::upstream::connect::TlsTarget;
 use crate::upstream::http::settings::TlsSettings;
 
@@ -72,7 +73,7 @@ impl UpstreamTls {
         settings: &TlsSettings,
         roots: impl FnOnce() -> Arc<RootCertStore>,
     ) -> Result<UpstreamTls, UpstreamTlsError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = Arc::new(ciphers::provider());
         let mut identity = digest::Context::new(&digest::SHA256);
         identity.update(&[u8::from(settings.insecure)]);
         let verifier: Arc<dyn ServerCertVerifier> = match &settings.ca {
