@@ -4,6 +4,7 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use rustix::net::RecvFlags;
 use rustls_pki_types::ServerName;
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
@@ -112,7 +114,7 @@ pub async fn connect_with_head(
     let connected = tokio::time::timeout_at(deadline, async {
         let (host, port) = match endpoint {
             Endpoint::Unix(path) => {
-                let mut stream = UnixStream::connect(path).await.map_err(ConnectError::Socket)?;
+                let mut stream = connect_unix(path).map_err(ConnectError::Socket)?;
                 stream.write_all(head).await.map_err(ConnectError::Socket)?;
                 return Ok(BackEndStream::Unix(stream));
             }
@@ -126,6 +128,14 @@ pub async fn connect_with_head(
         Ok(BackEndStream::Tls(Box::new(stream)))
     });
     connected.await.unwrap_or(Err(ConnectError::Timeout(within)))
+}
+
+/// unix(7): connected at once, or `WouldBlock` where the listener's queue is full. The runtime has not heard of the socket
+/// yet: what is written through it waits until it has.
+fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    UnixStream::from_std(socket.into())
 }
 
 /// Whether the process, or the machine, has all files open that it may.

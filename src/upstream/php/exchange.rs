@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use rustix::net::SendFlags;
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -22,6 +23,7 @@ use super::Job;
 use super::complaints::Complaints;
 use super::gate::Place;
 use super::pool::FastCgiPool;
+use super::unread;
 use crate::base::address::Endpoint;
 use crate::base::fault::{Fault, Kind};
 use crate::upstream::connect::BackEndStream;
@@ -124,7 +126,10 @@ impl Exchange {
             outgoing.pending.unsplit(end.split());
             outgoing.body = None;
         }
-        match outgoing.try_send(stream) {
+        // Not through the runtime, which has not heard of a new socket yet: a worker that the connection wakes would find
+        // nothing, and have to be woken again.
+        let send = |bytes: &[u8]| Ok(rustix::net::send(stream, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?);
+        match outgoing.try_send(send) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => {
@@ -133,11 +138,10 @@ impl Exchange {
             }
         }
         // By itself: FPM leaves it unread while the script runs, and what is not used up whole is not told.
-        if !attending && let Ok(count) = stream.try_write(&end) {
+        if !attending && let Ok(count) = send(&end) {
             end.advance(count);
             (outgoing.pending, outgoing.body) = (end, None);
         }
-        forget_room(stream);
     }
 
     /// Whether FPM is seen to take a request: on a unix socket.
@@ -150,13 +154,15 @@ impl Exchange {
     pub async fn offer(&mut self) -> bool {
         let BackEndStream::Unix(stream) = &self.stream else { return true };
         let was_sent = self.outgoing.pending.is_empty();
-        while let Err(error) = self.outgoing.try_send(stream) {
+        while let Err(error) = self.outgoing.try_send(|bytes| stream.try_write(bytes)) {
             if error.kind() != io::ErrorKind::WouldBlock || stream.writable().await.is_err() {
                 return false;
             }
         }
-        if !was_sent {
-            forget_room(stream);
+        forget_room(stream);
+        // What was told of one that was sent whole may have been that the socket is new: the kernel is asked.
+        if was_sent && unread::is_at_most_an_empty_record(stream) {
+            return !self.stream.has_ended();
         }
         // A connection that ends wakes as well.
         stream.writable().await.is_ok() && !self.stream.has_ended()
@@ -316,10 +322,10 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    /// Sends all that is pending; `WouldBlock` where that is not possible at once.
-    fn try_send(&mut self, stream: &UnixStream) -> io::Result<()> {
+    /// Sends all that is pending with `send`; `WouldBlock` where that is not possible at once.
+    fn try_send(&mut self, send: impl Fn(&[u8]) -> io::Result<usize>) -> io::Result<()> {
         while !self.pending.is_empty() {
-            let count = stream.try_write(&self.pending)?;
+            let count = send(&self.pending)?;
             self.pending.advance(count);
             self.sent += count as u64;
         }

@@ -26,6 +26,7 @@ mod journey;
 mod pool;
 mod presence;
 mod register;
+mod unread;
 
 use environment::Fixed;
 pub use pool::FastCgiPool;
