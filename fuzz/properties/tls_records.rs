@@ -227,7 +227,7 @@ fn shake(
         }
         client.receive(16 * 1024, &mut nothing, cx).ok()?;
         if !client.tls.is_handshaking() && client.wire.is_empty() && accepted.is_some() {
-            return accepted.map(|stream| (client, stream));
+            return accepted.map(|stream| (client, *stream));
         }
     }
     None

@@ -13,7 +13,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -25,13 +24,12 @@ use crate::base::host::Host;
 use crate::edge::admission::Permit;
 use crate::edge::client_io::{ClientIo, Patience};
 use crate::edge::client_stream::{ClientStream, Transport};
+use crate::edge::executor::LocalExecutor;
 use crate::edge::facts::Facts;
 use crate::edge::guests::Stay;
-use crate::edge::listener::vanished_after;
 use crate::edge::process::Process;
 use crate::edge::service;
 use crate::edge::snapshot::{Snapshot, Terms};
-use crate::edge::stall;
 use crate::edge::worker::Worker;
 use crate::http::frames::{FrameCounter, MOST_CONTROL_FRAMES, MOST_OF_A_PROXY, TooManyFrames};
 use crate::http::guard::Guard;
@@ -176,26 +174,48 @@ impl Connection {
     }
 }
 
-/// Serves one connection to its end.
-pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+/// Serves one connection to its end. Each of its times is a future in a box of its own, so that an idle connection holds
+/// nothing of how it began.
+pub fn serve(worker: Rc<Worker>, accepted: Accepted) -> impl Future<Output = ()> {
+    let beginning = Box::pin(begin(worker, accepted));
+    async move {
+        let Some(begun) = beginning.await else { return };
+        let _stay = Stay::begin(&begun.connection);
+        if begun.connection.http1 {
+            Box::pin(serve_http1(begun)).await;
+        } else {
+            Box::pin(serve_http2(begun)).await;
+        }
+    }
+}
+
+/// A connection on which requests may come. Boxed where it goes from future to future: those that it is moved out of have
+/// its room to their end.
+struct Begun {
+    connection: Rc<Connection>,
+    stream: ClientStream,
+    terms: Terms,
+    /// Whether sockets may come over HTTP/2.
+    sockets: bool,
+    close: CancellationToken,
+}
+
+/// Up to the end of the TLS handshake, where there is one.
+async fn begin(worker: Rc<Worker>, accepted: Accepted) -> Option<Box<Begun>> {
     let process = worker.process.clone();
     let snapshot = process.snapshot.load_full();
     let Accepted { stream, peer, listener, scheme, close, permit, unnamed } = accepted;
-    let Ok(local) = stream.local_addr() else { return };
+    let local = stream.local_addr().ok()?;
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-    // Answers are written whole; waiting for more (Nagle) would only delay them.
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(vanished_after(snapshot.timeouts.write));
     let is_proxy = snapshot.trust.proxies.contains(peer.ip());
     let (transport, sni, alpn) = match scheme {
         Scheme::Http => (Transport::Plain(stream), None, Alpn::H1),
         Scheme::Https => {
-            let Some(secured) = Box::pin(shake(&worker, &snapshot, stream, peer, is_proxy)).await else { return };
-            (Transport::Tls(Box::new(secured.stream)), secured.sni, secured.alpn)
+            let secured = shake(&worker, &snapshot, stream, peer, is_proxy).await?;
+            (Transport::Tls(secured.stream), secured.sni, secured.alpn)
         }
     };
-    let stream = ClientStream { transport, permit };
     let connection = Rc::new(Connection {
         process,
         worker,
@@ -210,15 +230,10 @@ pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
         retired: Notify::new(),
         gives_way: Cell::new(false),
     });
-    let terms = snapshot.terms();
     let sockets = alpn == Alpn::H2 && connection.offers_sockets(&snapshot);
-    // A connection may outlive many configurations: it must not keep one in memory.
-    drop(snapshot);
-    let _stay = Stay::begin(&connection);
-    match alpn {
-        Alpn::H1 => Box::pin(serve_http1(connection, stream, terms, close)).await,
-        Alpn::H2 => Box::pin(serve_http2(connection, stream, terms, sockets, close)).await,
-    }
+    // The snapshot ends here: a connection may outlive many configurations, and must not keep one in memory.
+    let stream = ClientStream { transport, permit };
+    Some(Box::new(Begun { connection, stream, terms: snapshot.terms(), sockets, close }))
 }
 
 /// Makes a TLS connection of `stream`, unless there are too many handshakes, or nothing comes of it.
@@ -259,21 +274,21 @@ enum News {
     Cut,
 }
 
-async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, terms: Terms, close: CancellationToken) {
-    let facts = connection.facts.clone();
-    let io = ClientIo::http1(stream, Guard::new(terms.limits), patience(terms), facts);
-    let mut builder = http1::Builder::new();
-    builder
+async fn serve_http1(begun: Box<Begun>) {
+    let Begun { connection, stream, terms, close, .. } = unboxed(begun);
+    let io = ClientIo::http1(stream, Guard::new(terms.limits), patience(terms), connection.facts.clone());
+    let shared = connection.clone();
+    let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
+    let running = http1::Builder::new()
         // The guard holds the limits; these are a second fence.
         .max_headers(terms.limits.max_headers)
         .max_buf_size((2 * terms.limits.max_header_size).max(64 * 1024))
         // Deadlines are the stream's own: hyper's would not tell an idle client from a slow head.
         .header_read_timeout(None)
         .half_close(false)
-        .timer(TokioTimer::new());
-    let shared = connection.clone();
-    let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
-    let mut running = pin!(builder.serve_connection(TokioIo::new(io), serve).with_upgrades());
+        .timer(TokioTimer::new())
+        .serve_connection(TokioIo::new(io), serve);
+    let mut running = pin!(running.with_upgrades());
     let news = pin!(async {
         tokio::select! {
             () = connection.idle_after(&close) => News::Leave,
@@ -298,34 +313,33 @@ async fn serve_http1(connection: Rc<Connection>, stream: ClientStream, terms: Te
     note_end(&connection, ended);
 }
 
-async fn serve_http2(
-    connection: Rc<Connection>,
-    stream: ClientStream,
-    terms: Terms,
-    sockets: bool,
-    close: CancellationToken,
-) {
-    let counter = FrameCounter::new(Instant::now(), connection.most_frames);
-    let io = ClientIo::http2(stream, counter, patience(terms), connection.facts.clone());
-    let mut builder = http2::Builder::new(LocalExecutor { write: terms.timeouts.write });
-    if sockets {
-        builder.enable_connect_protocol();
-    }
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(if sockets { STREAMS_WITH_SOCKETS } else { STREAMS })
-        .max_header_list_size(u32::try_from(terms.limits.max_header_size).unwrap_or(u32::MAX))
-        .initial_stream_window_size(256 * 1024)
-        .initial_connection_window_size(1024 * 1024)
-        .max_send_buf_size(64 * 1024)
-        .max_pending_accept_reset_streams(20)
-        .max_local_error_reset_streams(256)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(20));
-    let shared = connection.clone();
-    let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
-    let mut running = pin!(builder.serve_connection(TokioIo::new(io), serve));
-    let idle = idle(&connection.facts, terms.timeouts.keepalive);
+async fn serve_http2(begun: Box<Begun>) {
+    let Begun { connection, stream, terms, sockets, close } = unboxed(begun);
+    let (keepalive, write) = (terms.timeouts.keepalive, terms.timeouts.write);
+    // In a box of its own, and what it is made of out of scope: this future lives as long as the connection.
+    let mut running = {
+        let counter = FrameCounter::new(Instant::now(), connection.most_frames);
+        let io = ClientIo::http2(stream, counter, patience(terms), connection.facts.clone());
+        let mut builder = http2::Builder::new(LocalExecutor { write });
+        if sockets {
+            builder.enable_connect_protocol();
+        }
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(if sockets { STREAMS_WITH_SOCKETS } else { STREAMS })
+            .max_header_list_size(u32::try_from(terms.limits.max_header_size).unwrap_or(u32::MAX))
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(1024 * 1024)
+            .max_send_buf_size(64 * 1024)
+            .max_pending_accept_reset_streams(20)
+            .max_local_error_reset_streams(256)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20));
+        let shared = connection.clone();
+        let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
+        Box::pin(builder.serve_connection(TokioIo::new(io), serve))
+    };
+    let idle = pin!(idle(&connection.facts, keepalive));
     let told = pin!(async {
         tokio::select! { () = idle => {}, () = close.cancelled() => {}, () = connection.retired.notified() => {} }
     });
@@ -339,8 +353,10 @@ async fn serve_http2(
             // time with the last stream.
             running.as_mut().graceful_shutdown();
             // hyper waits until the client has taken the last answer, and such a client need never do that.
-            let stays = connection.stays(terms.timeouts.write);
-            tokio::select! { ended = running => ended, () = stays => Ok(()), () = connection.cut() => Ok(()) }
+            let stays = Box::pin(async {
+                tokio::select! { () = connection.stays(write) => {}, () = connection.cut() => {} }
+            });
+            tokio::select! { ended = running => ended, () = stays => Ok(()) }
         }
         ended = running.as_mut() => ended,
     };
@@ -358,6 +374,11 @@ async fn idle(facts: &Facts, patience: Duration) {
     }
 }
 
+/// A box that is taken apart by a future is not freed before the future's end.
+fn unboxed(begun: Box<Begun>) -> Begun {
+    *begun
+}
+
 fn patience(terms: Terms) -> Patience {
     let timeouts = terms.timeouts;
     Patience { header: timeouts.header, keepalive: timeouts.keepalive, write: timeouts.write, least: terms.min_rate }
@@ -370,30 +391,5 @@ fn note_end(connection: &Connection, ended: Result<(), hyper::Error>) {
     } else if let Err(error) = ended {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         tracing::debug!(peer = %connection.arrival.peer, "connection ended: {error}{cause}");
-    }
-}
-
-/// Streams of an HTTP/2 connection stay on its worker.
-#[derive(Clone, Copy)]
-struct LocalExecutor {
-    /// How long a client may take nothing of an answer.
-    write: Duration,
-}
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        let LocalExecutor { write } = *self;
-        // Once in a place of its own: each future around it would else hold it again.
-        let future = Box::pin(future);
-        // A stream's task comes from the connection's; one that a stream's task starts carries the bytes of its tunnel.
-        if let Some(carrier) = stall::take_carrier() {
-            tokio::task::spawn_local(carrier.run(future, write));
-            return;
-        }
-        tokio::task::spawn_local(async move {
-            if !stall::watched(future, write).await {
-                tracing::debug!("an HTTP/2 client took nothing of an answer for timeouts.write");
-            }
-        });
     }
 }

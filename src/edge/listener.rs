@@ -79,8 +79,7 @@ fn bind_to(address: SocketAddr, both_families: bool) -> io::Result<std::net::Tcp
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    // What it accepts has it from it (socket(7)), at no cost for each: also what comes before anybody accepts.
-    let _ = socket.set_tcp_keepalive(&keepalive());
+    bequeath(&socket);
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -93,9 +92,9 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
         Ok(listener) => listener,
         Err(error) => return tracing::error!("cannot listen on {address}: {error}"),
     };
-    // Once more for a listener that was bound by somebody else. A socket lives for days without a deadline of a request;
-    // the kernel finds out that its client has vanished. A listener that refuses the option still works.
-    let _ = SockRef::from(&listener).set_tcp_keepalive(&keepalive());
+    // Once more for a listener that was bound by somebody else.
+    bequeath(&SockRef::from(&listener));
+    let mut vanishing = Vanishing::default();
     let mut backoff = Backoff::default();
     loop {
         let accepted = tokio::select! {
@@ -107,6 +106,7 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
                 backoff.reset();
                 let (is_proxy, has_head) = {
                     let snapshot = worker.process.snapshot.load();
+                    vanishing.follow(snapshot.timeouts.write, [SockRef::from(&listener), SockRef::from(&stream)]);
                     let is_proxy = snapshot.trust.proxies.contains(peer.ip());
                     (is_proxy, is_proxy && snapshot.proxy_protocol)
                 };
@@ -157,15 +157,40 @@ fn verdict(worker: &Worker, peer: IpAddr, is_proxy: bool) -> Verdict {
     process.admission.admit(peer, is_proxy)
 }
 
+/// What all that `listener` accepts has from it (tcp(7)), at no cost for each: also what comes before anybody accepts. One
+/// that refuses an option still works.
+fn bequeath(listener: &Socket) {
+    // Answers are written whole; waiting for more (Nagle) would only delay them.
+    let _ = listener.set_tcp_nodelay(true);
+    // A socket lives for days without a deadline of a request; the kernel finds out that its client has vanished.
+    let _ = listener.set_tcp_keepalive(&keepalive());
+}
+
 /// A peer that is gone is noticed after two minutes.
 fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10)).with_retries(6)
 }
 
+/// What accepted sockets have as TCP_USER_TIMEOUT: from their listener, which is told when it changes.
+#[derive(Debug, Default)]
+struct Vanishing(Option<Duration>);
+
+impl Vanishing {
+    /// `accepted` has just come from `listener`, and `timeouts.write` is `write`.
+    fn follow(&mut self, write: Duration, [listener, accepted]: [SockRef<'_>; 2]) {
+        let after = vanished_after(write);
+        if self.0 != after {
+            let _ = listener.set_tcp_user_timeout(after);
+            let _ = accepted.set_tcp_user_timeout(after);
+            self.0 = after;
+        }
+    }
+}
+
 /// The same for one that is being sent something: keepalive is silent then, and the kernel would send it again for a
 /// quarter of an hour (tcp(7), TCP_USER_TIMEOUT). A client that is there and takes nothing is not cut off before `write`:
 /// where that is long, it alone ends such clients, as this would be in the place of keepalive's own count.
-pub fn vanished_after(write: Duration) -> Option<Duration> {
+fn vanished_after(write: Duration) -> Option<Duration> {
     const KEEPALIVE: Duration = Duration::from_secs(120);
     (write <= KEEPALIVE / 2).then_some(KEEPALIVE)
 }
@@ -227,6 +252,25 @@ mod tests {
         let (accepted, _) = listener.accept().unwrap();
         assert!(SockRef::from(&accepted).keepalive().unwrap());
         drop(client);
+    }
+
+    #[test]
+    fn what_is_accepted_has_its_options_from_the_listener() {
+        let listener = bind(ListenAddress { ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 }).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let mut vanishing = Vanishing::default();
+        let clients: Vec<_> = [10, 10, 3600, 3600]
+            .map(|write| {
+                let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let (accepted, _) = listener.accept().unwrap();
+                vanishing.follow(Duration::from_secs(write), [SockRef::from(&listener), SockRef::from(&accepted)]);
+                assert!(accepted.nodelay().unwrap());
+                let after = SockRef::from(&accepted).tcp_user_timeout().unwrap();
+                assert_eq!(after, vanished_after(Duration::from_secs(write)), "{write}");
+                client
+            })
+            .into();
+        drop(clients);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod connection;
 mod crowd;
 mod deadline;
 pub mod error_pages;
+mod executor;
 pub mod facts;
 pub mod finish;
 pub mod gate;

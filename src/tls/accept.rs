@@ -1,11 +1,14 @@
 //! From a socket to a TLS connection, under a deadline. The ClientHello is seen before anything is decided.
 
+use std::future::poll_fn;
 use std::io::{self, Read};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::server::ServerConfig;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -29,7 +32,7 @@ pub enum Alpn {
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection.
-    pub stream: Stream,
+    pub stream: Box<Stream>,
     /// The server name the client asked for: a lower-case DNS name. Addresses are not server names.
     pub sni: Option<String>,
     /// The protocol to speak.
@@ -73,13 +76,13 @@ pub async fn accept(
 }
 
 async fn handshake(
-    tcp: TcpStream,
+    mut tcp: TcpStream,
     config: Arc<ServerConfig>,
     challenges: &Challenges,
     turns: &Turns,
     tell: impl Fn(Step),
 ) -> Result<Handshake, AcceptError> {
-    let (hello, received) = match read_hello(&tcp).await {
+    let (hello, received) = match read_hello(&mut tcp).await {
         Ok(read) => read,
         Err(refusal) => return Err(refuse(tcp, refusal).await),
     };
@@ -122,22 +125,39 @@ async fn answer_challenge(
 }
 
 /// The ClientHello, and all that was read for it.
-async fn read_hello(tcp: &TcpStream) -> Result<(rustls::server::Accepted, Vec<u8>), Refusal> {
+async fn read_hello(tcp: &mut TcpStream) -> Result<(rustls::server::Accepted, Vec<u8>), Refusal> {
     let mut reader = HelloReader::default();
-    loop {
-        tcp.readable().await.map_err(|error| Refusal::silent(AcceptError::ClientLeft(error)))?;
-        if let Some(hello) = reader.read(&mut Socket(tcp))? {
-            return Ok((hello, reader.into_received()));
+    let hello = poll_fn(|cx| {
+        let mut socket = Socket { tcp, cx, is_empty: false };
+        while !socket.is_empty {
+            if let Some(hello) = reader.read(&mut socket)? {
+                return Poll::Ready(Ok(hello));
+            }
         }
-    }
+        Poll::Pending
+    });
+    let hello = hello.await?;
+    Ok((hello, reader.into_received()))
 }
 
-/// The socket as the reader of a ClientHello sees it: what is not there yet is told, not waited for.
-struct Socket<'a>(&'a TcpStream);
+/// The socket as the reader of a ClientHello sees it: what is not there yet is told, and wakes the task when it is. Not
+/// through `try_read`: of that the runtime does not learn that a short read took all there was, and tries once more.
+struct Socket<'a, 'c> {
+    tcp: &'a mut TcpStream,
+    cx: &'a mut Context<'c>,
+    is_empty: bool,
+}
 
-impl Read for Socket<'_> {
+impl Read for Socket<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.try_read(buffer)
+        let mut buffer = ReadBuf::new(buffer);
+        match Pin::new(&mut *self.tcp).poll_read(self.cx, &mut buffer) {
+            Poll::Ready(read) => read.map(|()| buffer.filled().len()),
+            Poll::Pending => {
+                self.is_empty = true;
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        }
     }
 }
 

@@ -45,7 +45,7 @@ thread_local! {
 /// See the module.
 pub struct Stream<S = TcpStream> {
     socket: S,
-    tls: Box<UnbufferedServerConnection>,
+    tls: UnbufferedServerConnection,
     /// Ciphertext that rustls has not done with: the beginning of a record, or of a message in several.
     partial: Vec<u8>,
     /// Decrypted, and not yet asked for.
@@ -67,11 +67,11 @@ enum End {
     /// Without one: somebody on the way may have cut it off.
     Cut,
     /// It broke the rules of TLS.
-    Broken(rustls::Error),
+    Broken(Box<rustls::Error>),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
-    /// Makes a connection of `socket`, of which `received` has been read already. `answered` is called when our first answer
+    /// Makes a connection of `socket`, in a box for all its life, of which `received` has been read already. `answered` is called when our first answer
     /// is on its way.
     ///
     /// # Errors
@@ -81,18 +81,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         config: Arc<ServerConfig>,
         mut received: Vec<u8>,
         answered: impl FnOnce(),
-    ) -> io::Result<Stream<S>> {
+    ) -> io::Result<Box<Stream<S>>> {
         let tls = UnbufferedServerConnection::new(config).map_err(broken)?;
-        let mut stream = Stream {
+        let mut stream = Box::new(Stream {
             socket,
-            tls: Box::new(tls),
+            tls,
             partial: Vec::new(),
             plain: Kept::default(),
             unsent: Kept::default(),
             end: None,
             tickets_wait: false,
             has_taken_leave: false,
-        };
+        });
         stream.decrypt(&mut received, None);
         answered();
         std::future::poll_fn(|cx| stream.poll_handshake(cx)).await?;
@@ -124,7 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                 ready!(self.poll_send(cx))?;
             }
             match &self.end {
-                Some(End::Broken(error)) => return Poll::Ready(Err(broken(error.clone()))),
+                Some(End::Broken(error)) => return Poll::Ready(Err(broken(*error.clone()))),
                 _ if !self.tls.is_handshaking() => return Poll::Ready(Ok(())),
                 Some(End::Closed | End::Cut) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                 None => ready!(self.poll_receive(cx, None))?,
@@ -212,7 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                             break;
                         }
                     }
-                    *end = Some(End::Broken(error));
+                    *end = Some(End::Broken(Box::new(error)));
                     self.partial = Vec::new();
                     return;
                 }
@@ -220,7 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         }
         let rest = incoming.get(done..).unwrap_or_default();
         if rest.len() > MOST_PARTIAL {
-            *end = Some(End::Broken(InvalidMessage::HandshakePayloadTooLarge.into()));
+            *end = Some(End::Broken(Box::new(InvalidMessage::HandshakePayloadTooLarge.into())));
             self.partial = Vec::new();
             return;
         }
@@ -317,7 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
                 Some(End::Closed) => return Poll::Ready(Ok(())),
                 // RFC 8446, section 6.1: without close_notify what was said may have been cut off.
                 Some(End::Cut) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-                Some(End::Broken(error)) => return Poll::Ready(Err(broken(error.clone()))),
+                Some(End::Broken(error)) => return Poll::Ready(Err(broken(*error.clone()))),
             }
         }
     }
@@ -337,7 +337,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
         // RFC 8446, section 6.2: after a fatal alert "both parties MUST immediately close the connection. Servers and
         // clients MUST forget the secret values and keys established in failed connections".
         if let Some(End::Broken(error)) = &this.end {
-            return Poll::Ready(Err(broken(error.clone())));
+            return Poll::Ready(Err(broken(*error.clone())));
         }
         if !this.tickets_wait {
             ready!(this.poll_send(cx))?;
@@ -505,7 +505,7 @@ mod tests {
             client.send(&said).await;
         };
         let ((), stream) = tokio::join!(shaken, Stream::accept(theirs, server, Vec::new(), || ()));
-        (client, stream.unwrap())
+        (client, *stream.unwrap())
     }
 
     fn pattern(length: usize) -> Vec<u8> {
@@ -681,7 +681,7 @@ mod tests {
             client.send(&said).await;
         };
         let ((), stream) = tokio::join!(shaken, Stream::accept(theirs, server, Vec::new(), || ()));
-        (client, stream.unwrap())
+        (client, *stream.unwrap())
     }
 
     #[tokio::test]
