@@ -2,17 +2,17 @@
 //!
 //! ```sh
 //! benches/side-by-side                             # everything, five rounds: about half an hour
-//! cargo bench --bench side_by_side -- get 3        # one scenario, three rounds
-//! cargo bench --bench side_by_side -- get echo     # some: get h2 paced paced-h2 file large-file down upload php
+//! benches/side-by-side get 3                       # one scenario, three rounds
+//! benches/side-by-side get echo                    # some: get h2 paced paced-h2 file large-file down upload php
 //!                                                  # php-kept handshake resumed echo broadcast flood routes sites idle
 //!                                                  # crowd
-//! cargo bench --bench side_by_side -- get h2 logs  # with access logs
+//! benches/side-by-side get h2 logs                 # with access logs
 //! ```
 //!
 //! Needs two cores, an open-file limit of 20,000, and of Debian the packages nginx-light, haproxy, php8.2-fpm, wrk and
 //! nghttp2-client; `benches/side-by-side` installs them, and caddy, which is left out where it is missing. Load goes over
 //! loopback only. It fails where an answer has another status or length than it should. `DOORWARD_BIN` names another
-//! binary of Doorward.
+//! binary of Doorward; `cargo bench` by itself takes one that is built for tests, and without the profile.
 //!
 //! # How it is measured
 //!
