@@ -83,7 +83,7 @@ impl Spent {
 
 impl Server {
     pub fn start(kind: Kind, place: &Place) -> Server {
-        let ports = Ports { http: free_port(), https: free_port(), admin: free_port() };
+        let ports = free_ports();
         let folder = place.folder.to_owned();
         let arguments = configuration::write(kind, place, ports);
         let log = folder.join(format!("{kind:?}.log"));
@@ -204,8 +204,11 @@ impl Drop for Server {
     }
 }
 
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Three that differ: HAProxy would share one between two of its listeners without a word.
+fn free_ports() -> Ports {
+    let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [http, https, admin] = held.each_ref().map(|listener| listener.local_addr().unwrap());
+    Ports { http, https, admin }
 }
 
 /// Pins this process, and what it starts, to one core, and says which other one the proxies get.
