@@ -3,12 +3,12 @@
 //! The service keeps hold of it beside whoever reads it: an answer that comes before the body has been read must not
 //! drop it, or the client is told that its request was cancelled.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,8 @@ use tokio::time::{Instant, Sleep};
 use crate::base::fault::{Fault, Kind};
 use crate::base::pace::Pace;
 use crate::edge::facts::Facts;
+use crate::edge::snapshot::Terms;
+use crate::http::body::Body;
 
 /// How much of an unread body is read after an early answer, and for how long: enough for what a form or a script
 /// sends, so that its connection can be used again.
@@ -26,21 +28,31 @@ const DRAIN_BYTES: usize = 256 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
 /// hyper's body, shared by the service and whoever reads it.
-pub struct Unread(Rc<RefCell<Incoming>>);
+pub struct Unread {
+    body: Rc<RefCell<Incoming>>,
+    /// Nothing more is to be read for its own sake.
+    hopeless: Cell<bool>,
+}
 
 impl Unread {
-    /// Reads on for a little, unless somebody still does or the end has come. Whether the end has come.
+    /// Gives up what has not been read.
+    pub fn give_up(&self) {
+        self.hopeless.set(true);
+    }
+
+    /// Reads on for a little, once, unless somebody still does or the end has come. Whether the end has come.
     pub async fn drain(&self) -> bool {
-        if self.0.borrow().is_end_stream() {
+        if self.body.borrow().is_end_stream() {
             return true;
         }
-        if Rc::strong_count(&self.0) > 1 {
+        if self.hopeless.get() || Rc::strong_count(&self.body) > 1 {
             return false;
         }
+        self.give_up();
         let mut left = DRAIN_BYTES;
         let end = async {
-            while !self.0.borrow().is_end_stream() {
-                match poll_fn(|cx| Pin::new(&mut *self.0.borrow_mut()).poll_frame(cx)).await {
+            while !self.body.borrow().is_end_stream() {
+                match poll_fn(|cx| Pin::new(&mut *self.body.borrow_mut()).poll_frame(cx)).await {
                     Some(Ok(frame)) => match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
                         Some(rest) => left = rest,
                         None => return false,
@@ -52,6 +64,47 @@ impl Unread {
             true
         };
         tokio::time::timeout(DRAIN_TIME, end).await.unwrap_or(false)
+    }
+
+    /// `answer`, whose end waits a moment for the end of the body. Over HTTP/2 it would else be followed by an
+    /// RST_STREAM, behind which clients lose what they have not read yet.
+    pub fn outlast(self: &Rc<Self>, answer: impl HttpBody<Data = Bytes, Error = Fault> + Unpin + 'static) -> Body {
+        let unread = Rc::clone(self);
+        let rest: Pin<Box<dyn Future<Output = bool>>> = Box::pin(async move { unread.drain().await });
+        Body::Stream(Box::pin(Early { answer, rest: Some(rest) }))
+    }
+}
+
+/// An answer that has come before the end of its request's body.
+struct Early<B> {
+    answer: B,
+    /// `None` when the body has been waited for.
+    rest: Option<Pin<Box<dyn Future<Output = bool>>>>,
+}
+
+impl<B: HttpBody<Data = Bytes, Error = Fault> + Unpin> HttpBody for Early<B> {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        let this = &mut *self;
+        if let Some(frame) = ready!(Pin::new(&mut this.answer).poll_frame(cx)) {
+            return Poll::Ready(Some(frame));
+        }
+        // Only now is the destination's hold of the body gone.
+        if let Some(rest) = &mut this.rest {
+            ready!(rest.as_mut().poll(cx));
+            this.rest = None;
+        }
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_none() && self.answer.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.answer.size_hint()
     }
 }
 
@@ -68,12 +121,12 @@ pub struct ClientBody {
 }
 
 impl ClientBody {
-    /// `incoming`, which may stall for `patience` and has to bring `least` bytes a second on average, for its reader and
-    /// for the service.
-    pub fn new(incoming: Incoming, patience: Duration, least: Option<u64>, facts: Arc<Facts>) -> (ClientBody, Unread) {
+    /// `incoming`, which has to come as `terms` say, for its reader and for the service.
+    pub fn new(incoming: Incoming, terms: &Terms, facts: Arc<Facts>) -> (ClientBody, Unread) {
+        let patience = terms.timeouts.body;
         let inner = Rc::new(RefCell::new(incoming));
-        let unread = Unread(inner.clone());
-        let pace = Pace::new(least, patience);
+        let unread = Unread { body: inner.clone(), hopeless: Cell::new(false) };
+        let pace = Pace::new(terms.min_rate, patience);
         (ClientBody { inner, patience, pace, sleep: None, waiting: None, facts }, unread)
     }
 

@@ -15,6 +15,7 @@ use crate::base::pace::Pace;
 use crate::edge::client_stream::ClientStream;
 use crate::edge::deadline::{Deadline, Phase};
 use crate::edge::facts::Facts;
+use crate::edge::snapshot::Terms;
 use crate::http::frames::FrameCounter;
 use crate::http::guard::{Guard, Place, Refusal, Step};
 
@@ -41,33 +42,18 @@ const READ_AT_A_TIME: usize = 16 * 1024;
 /// What hyper reads in the place of the frame that was one too many: HEADERS without END_HEADERS, and CONTINUATION until
 /// the h2 library has had enough, which is after one and a quarter of them for each 16 KiB of header list. It then says
 /// GOAWAY with ENHANCE_YOUR_CALM and resets every stream; from an error it would close without a word.
-const FIELDS: &[u8] = &[0, 0, 0, 1, 0, 0, 0, 0, 1];
-const MORE_FIELDS: &[u8] = &[0, 0, 0, 9, 0, 0, 0, 0, 1];
-const MOST_MORE_FIELDS: usize = 255;
-
-/// How long a client may take.
-#[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// For a whole head.
-    pub header: Duration,
-    /// Between requests.
-    pub keepalive: Duration,
-    /// Between two writes.
-    pub write: Duration,
-    /// Bytes a second that are to be taken of answers, on average; `None` is no limit.
-    pub least: Option<u64>,
-}
+static FLOODED: [[u8; 9]; 256] = {
+    let mut frames = [[0, 0, 0, 9, 0, 0, 0, 0, 1]; 256];
+    frames[0][3] = 1;
+    frames
+};
 
 /// See the module.
 pub struct ClientIo {
     stream: ClientStream,
     watch: Watch,
-    patience: Patience,
+    terms: Arc<Terms>,
     facts: Arc<Facts>,
-    /// Read, but not yet judged: an incomplete head, or what follows a handshake.
-    held: Vec<u8>,
-    /// Judged, but not yet taken by hyper.
-    ready: Bytes,
     reading: Deadline,
     writing: Deadline,
     /// Of what the client takes.
@@ -81,39 +67,53 @@ pub struct ClientIo {
 }
 
 enum Watch {
-    Http1(Guard),
-    Http2(FrameCounter),
+    Http1(Box<Guarded>),
+    Http2 {
+        counter: FrameCounter,
+        /// Bytes of [`FLOODED`] that hyper has read.
+        told: usize,
+    },
+}
+
+/// What HTTP/1.1 needs beside its bytes. In a box: a connection of HTTP/2 has no room for it.
+struct Guarded {
+    guard: Guard,
+    /// Read, but not yet judged: an incomplete head, or what follows a handshake.
+    held: Vec<u8>,
+    /// Judged, but not yet taken by hyper.
+    ready: Bytes,
 }
 
 impl ClientIo {
     /// A stream in front of hyper's HTTP/1.1.
-    pub fn http1(stream: ClientStream, guard: Guard, patience: Patience, facts: Arc<Facts>) -> ClientIo {
-        ClientIo::new(stream, Watch::Http1(guard), patience, facts)
+    pub fn http1(stream: ClientStream, guard: Guard, terms: Arc<Terms>, facts: Arc<Facts>) -> ClientIo {
+        let guarded = Guarded { guard, held: Vec::new(), ready: Bytes::new() };
+        ClientIo::new(stream, Watch::Http1(Box::new(guarded)), terms, facts)
     }
 
     /// A stream in front of hyper's HTTP/2.
-    pub fn http2(stream: ClientStream, counter: FrameCounter, patience: Patience, facts: Arc<Facts>) -> ClientIo {
-        ClientIo::new(stream, Watch::Http2(counter), patience, facts)
+    pub fn http2(stream: ClientStream, counter: FrameCounter, terms: Arc<Terms>, facts: Arc<Facts>) -> ClientIo {
+        ClientIo::new(stream, Watch::Http2 { counter, told: 0 }, terms, facts)
     }
 
     /// The bare transport and the bytes that were read ahead of the upgrade.
     pub fn into_parts(self) -> (ClientStream, Vec<u8>) {
-        let mut early = self.ready.to_vec();
-        early.extend_from_slice(&self.held);
+        let early = match self.watch {
+            Watch::Http1(guarded) => [&guarded.ready[..], &guarded.held].concat(),
+            Watch::Http2 { .. } => Vec::new(),
+        };
         (self.stream, early)
     }
 
-    fn new(stream: ClientStream, watch: Watch, patience: Patience, facts: Arc<Facts>) -> ClientIo {
+    fn new(stream: ClientStream, watch: Watch, terms: Arc<Terms>, facts: Arc<Facts>) -> ClientIo {
         ClientIo {
             stream,
             watch,
-            patience,
             facts,
-            held: Vec::new(),
-            ready: Bytes::new(),
             reading: Deadline::default(),
             writing: Deadline::default(),
-            pace: Pace::new(patience.least, patience.write),
+            pace: Pace::new(terms.min_rate, terms.timeouts.write),
+            terms,
             blocked: None,
             shut: false,
             dropped: 0,
@@ -122,44 +122,44 @@ impl ClientIo {
 
     fn poll_guarded(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            if !self.ready.is_empty() {
-                let n = self.ready.len().min(buf.remaining());
-                buf.put_slice(&self.ready.split_to(n));
+            let Watch::Http1(guarded) = &mut self.watch else { return Poll::Ready(Ok(())) };
+            if !guarded.ready.is_empty() {
+                let n = guarded.ready.len().min(buf.remaining());
+                buf.put_slice(&guarded.ready.split_to(n));
                 return Poll::Ready(Ok(()));
             }
-            let Watch::Http1(guard) = &mut self.watch else { return Poll::Ready(Ok(())) };
-            match guard.place() {
+            match guarded.guard.place() {
                 // hyper answers the stand-in and closes; there is nothing more to read.
                 Place::Refused => return Poll::Pending,
-                Place::Handshake if self.facts.answered() >= guard.heads() => {
-                    guard.handshake_refused();
-                    let step = guard.inspect(&self.held);
-                    self.release(step);
+                Place::Handshake if self.facts.answered() >= guarded.guard.heads() => {
+                    guarded.guard.handshake_refused();
+                    let step = guarded.release();
+                    self.note(step);
                     continue;
                 }
-                Place::Handshake if self.held.len() >= MOST_HELD => {
+                Place::Handshake if guarded.held.len() >= MOST_HELD => {
                     self.facts.park_reader(cx.waker());
                     return Poll::Pending;
                 }
                 _ => {}
             }
             let before = buf.filled().len();
-            if self.poll_fill(cx, buf)?.is_pending() {
+            if Pin::new(&mut self.stream.transport).poll_read(cx, buf)?.is_pending() {
                 // While a request is answered nobody is idle; its end wakes us.
                 self.facts.park_reader(cx.waker());
-                if self.facts.is_busy() && self.held.is_empty() {
+                if self.facts.is_busy() && guarded.held.is_empty() {
                     return Poll::Pending;
                 }
-                ready!(self.poll_patience(cx));
-                if self.ready.is_empty() {
-                    return Poll::Ready(Ok(())); // End of stream: an idle client.
+                if ready!(self.poll_patience(cx)) {
+                    continue;
                 }
-                continue;
+                return Poll::Ready(Ok(())); // End of stream: an idle client.
             }
             if buf.filled().len() == before {
                 return Poll::Ready(Ok(())); // End of stream.
             }
-            self.judge(buf, before);
+            let step = guarded.judge(buf, before);
+            self.note(step);
             if buf.filled().len() > before {
                 return Poll::Ready(Ok(()));
             }
@@ -168,7 +168,7 @@ impl ClientIo {
 
     fn poll_counted(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let Watch::Http2(counter) = &mut self.watch else { return Poll::Ready(Ok(())) };
+        let Watch::Http2 { counter, told } = &mut self.watch else { return Poll::Ready(Ok(())) };
         if !self.facts.is_flooded() {
             if counter.has_crumbs(CRUMBS_AT_A_TIME) {
                 cx.waker().wake_by_ref();
@@ -183,10 +183,11 @@ impl ClientIo {
             let Err(too_many) = counter.count(fresh, Instant::now()) else { return Poll::Ready(Ok(())) };
             buf.set_filled(before + too_many.passed);
             self.facts.note_flood();
-            self.ready = [FIELDS, &MORE_FIELDS.repeat(MOST_MORE_FIELDS)].concat().into();
         }
-        let n = self.ready.len().min(buf.remaining());
-        buf.put_slice(&self.ready.split_to(n));
+        let rest = FLOODED.as_flattened().get(*told..).unwrap_or_default();
+        let rest = rest.get(..buf.remaining()).unwrap_or(rest);
+        buf.put_slice(rest);
+        *told += rest.len();
         if buf.filled().len() == before {
             return Poll::Ready(Err(io::Error::other(counter.too_many(0))));
         }
@@ -196,53 +197,17 @@ impl ClientIo {
     /// Ready, as if the client had ended, when it has taken too long over what it has begun to say: a head, or the beginning
     /// of all. While it is answered, the h2 library's own PINGs find out whether it still lives.
     fn poll_frame_patience(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Watch::Http2(counter) = &self.watch else { return Poll::Pending };
+        let Watch::Http2 { counter, .. } = &self.watch else { return Poll::Pending };
         let Some(begun) = counter.midway() else {
             self.reading.stop();
             return Poll::Pending;
         };
         self.facts.park_reader(cx.waker());
         if !self.facts.is_busy() {
-            ready!(self.reading.poll(cx, Phase::Head(begun), self.patience.header));
+            ready!(self.reading.poll(cx, Phase::Head(begun), self.terms.timeouts.header));
             return Poll::Ready(Ok(()));
         }
         Poll::Pending
-    }
-
-    fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> io::Result<Poll<()>> {
-        match Pin::new(&mut self.stream.transport).poll_read(cx, buf) {
-            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
-            Poll::Ready(Err(error)) => Err(error),
-            Poll::Pending => Ok(Poll::Pending),
-        }
-    }
-
-    /// Lets the guard look at what was just read into `buf` behind `before`; what may not pass yet is taken out.
-    fn judge(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
-        let Watch::Http1(guard) = &mut self.watch else { return };
-        if self.held.is_empty() {
-            let fresh = buf.filled().get(before..).unwrap_or_default();
-            let step = guard.inspect(fresh);
-            if step.pass < fresh.len() {
-                self.held = fresh.get(step.pass..).unwrap_or_default().to_vec();
-            }
-            buf.set_filled(before + step.pass);
-            self.note(step);
-            return;
-        }
-        self.held.extend_from_slice(buf.filled().get(before..).unwrap_or_default());
-        buf.set_filled(before);
-        let step = guard.inspect(&self.held);
-        self.release(step);
-    }
-
-    /// Moves what has passed from the held bytes to the ready ones.
-    fn release(&mut self, step: Step) {
-        if step.pass > 0 {
-            let rest = self.held.split_off(step.pass.min(self.held.len()));
-            self.ready = Bytes::from(std::mem::replace(&mut self.held, rest));
-        }
-        self.note(step);
     }
 
     fn note(&mut self, step: Step) {
@@ -259,40 +224,38 @@ impl ClientIo {
     }
 
     fn refuse(&mut self, refusal: Refusal) {
-        let Watch::Http1(guard) = &mut self.watch else { return };
-        guard.refuse();
-        self.facts.refuse_head(guard.heads(), refusal);
-        self.held = Vec::new();
-        let ready = std::mem::take(&mut self.ready);
-        self.ready = if ready.is_empty() { Bytes::from_static(STAND_IN) } else { [&ready, STAND_IN].concat().into() };
+        let Watch::Http1(guarded) = &mut self.watch else { return };
+        self.facts.refuse_head(guarded.guard.heads(), refusal);
+        guarded.refuse();
     }
 
-    /// Ready when the client has taken too long over a head, or was idle for too long.
-    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Watch::Http1(guard) = &self.watch else { return Poll::Pending };
-        let heads = guard.heads();
-        if guard.place() != Place::Head {
+    /// Ready when the client has taken too long over a head, which is then refused, or was idle for too long. Whether it is
+    /// the first.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Watch::Http1(guarded) = &self.watch else { return Poll::Pending };
+        if guarded.guard.place() != Place::Head {
             return Poll::Pending;
         }
+        let (heads, begun) = (guarded.guard.heads(), !guarded.held.is_empty());
         // The first head is waited for as if its first byte had come with the connection.
-        let (phase, patience) = if heads == 0 || !self.held.is_empty() {
-            (Phase::Head(heads), self.patience.header)
+        let (phase, patience) = if heads == 0 || begun {
+            (Phase::Head(heads), self.terms.timeouts.header)
         } else {
-            (Phase::Idle(heads), self.patience.keepalive)
+            (Phase::Idle(heads), self.terms.timeouts.keepalive)
         };
         ready!(self.reading.poll(cx, phase, patience));
-        if !self.held.is_empty() {
+        if begun {
             self.refuse(Refusal { kind: Kind::HeadTimeout, detail: "the head did not arrive within timeouts.header" });
         }
-        Poll::Ready(())
+        Poll::Ready(begun)
     }
 
     /// Ready when the client has nothing more to send, or has had its time.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let most = match &self.watch {
-            Watch::Http1(guard) if matches!(guard.place(), Place::Body | Place::Refused) => usize::MAX,
+            Watch::Http1(guarded) if matches!(guarded.guard.place(), Place::Body | Place::Refused) => usize::MAX,
             Watch::Http1(_) => return Poll::Ready(()),
-            Watch::Http2(_) => MOST_DROPPED,
+            Watch::Http2 { .. } => MOST_DROPPED,
         };
         let mut scratch = [0; 4096];
         loop {
@@ -312,7 +275,7 @@ impl ClientIo {
     }
 
     fn note_sent(&mut self, slices: &[io::IoSlice<'_>], written: &Poll<io::Result<usize>>) {
-        if let (Watch::Http2(counter), Poll::Ready(Ok(written))) = (&mut self.watch, written) {
+        if let (Watch::Http2 { counter, .. }, Poll::Ready(Ok(written))) = (&mut self.watch, written) {
             counter.note_sent(slices.iter().map(|slice| &**slice), *written, |piece| self.facts.take(piece));
         }
     }
@@ -335,7 +298,7 @@ impl ClientIo {
         }
         self.blocked.get_or_insert_with(tokio::time::Instant::now);
         self.facts.note_blocked(true);
-        let write = self.patience.write;
+        let write = self.terms.timeouts.write;
         let patience = self.pace.left().map_or(write, |left| left.min(write));
         ready!(self.writing.poll(cx, Phase::Write, patience));
         let what = "the client took nothing for timeouts.write, or less than limits.min_rate";
@@ -343,11 +306,47 @@ impl ClientIo {
     }
 }
 
+impl Guarded {
+    /// Looks at what was just read into `buf` behind `before`; what may not pass yet is taken out.
+    fn judge(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> Step {
+        let fresh = buf.filled().get(before..).unwrap_or_default();
+        if !self.held.is_empty() {
+            self.held.extend_from_slice(fresh);
+            buf.set_filled(before);
+            return self.release();
+        }
+        let step = self.guard.inspect(fresh);
+        if step.pass < fresh.len() {
+            self.held = fresh.get(step.pass..).unwrap_or_default().to_vec();
+        }
+        buf.set_filled(before + step.pass);
+        step
+    }
+
+    /// Looks at the held bytes again, and moves what has passed to the ready ones.
+    fn release(&mut self) -> Step {
+        let step = self.guard.inspect(&self.held);
+        if step.pass > 0 {
+            let rest = self.held.split_off(step.pass.min(self.held.len()));
+            self.ready = Bytes::from(std::mem::replace(&mut self.held, rest));
+        }
+        step
+    }
+
+    /// Puts the stand-in behind what has passed.
+    fn refuse(&mut self) {
+        self.guard.refuse();
+        self.held = Vec::new();
+        let ready = std::mem::take(&mut self.ready);
+        self.ready = if ready.is_empty() { Bytes::from_static(STAND_IN) } else { [&ready, STAND_IN].concat().into() };
+    }
+}
+
 impl AsyncRead for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.watch {
             Watch::Http1(_) => self.poll_guarded(cx, buf),
-            Watch::Http2(_) => self.poll_counted(cx, buf),
+            Watch::Http2 { .. } => self.poll_counted(cx, buf),
         }
     }
 }

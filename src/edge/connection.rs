@@ -22,7 +22,7 @@ use crate::base::bell::Bell;
 use crate::base::fault::{Fault, Kind};
 use crate::base::host::Host;
 use crate::edge::admission::Permit;
-use crate::edge::client_io::{ClientIo, Patience};
+use crate::edge::client_io::ClientIo;
 use crate::edge::client_stream::{ClientStream, Transport};
 use crate::edge::executor::LocalExecutor;
 use crate::edge::facts::Facts;
@@ -194,7 +194,7 @@ pub fn serve(worker: Rc<Worker>, accepted: Accepted) -> impl Future<Output = ()>
 struct Begun {
     connection: Rc<Connection>,
     stream: ClientStream,
-    terms: Terms,
+    terms: Arc<Terms>,
     /// Whether sockets may come over HTTP/2.
     sockets: bool,
     close: CancellationToken,
@@ -233,7 +233,7 @@ async fn begin(worker: Rc<Worker>, accepted: Accepted) -> Option<Box<Begun>> {
     let sockets = alpn == Alpn::H2 && connection.offers_sockets(&snapshot);
     // The snapshot ends here: a connection may outlive many configurations, and must not keep one in memory.
     let stream = ClientStream { transport, permit };
-    Some(Box::new(Begun { connection, stream, terms: snapshot.terms(), sockets, close }))
+    Some(Box::new(Begun { connection, stream, terms: snapshot.terms.clone(), sockets, close }))
 }
 
 /// Makes a TLS connection of `stream`, unless there are too many handshakes, or nothing comes of it.
@@ -244,7 +244,7 @@ async fn shake(
     peer: SocketAddr,
     is_proxy: bool,
 ) -> Option<accept::Accepted> {
-    let (process, tls, deadline) = (&worker.process, snapshot.tls.clone(), snapshot.timeouts.header);
+    let (process, tls, deadline) = (&worker.process, snapshot.tls.clone(), snapshot.terms.timeouts.header);
     // Closed without a word: any answer would take the handshake.
     let handshaking = process.admission.handshakes.begin(peer.ip(), is_proxy)?;
     let tell = |step| match step {
@@ -276,7 +276,7 @@ enum News {
 
 async fn serve_http1(begun: Box<Begun>) {
     let Begun { connection, stream, terms, close, .. } = unboxed(begun);
-    let io = ClientIo::http1(stream, Guard::new(terms.limits), patience(terms), connection.facts.clone());
+    let io = ClientIo::http1(stream, Guard::new(terms.limits), terms.clone(), connection.facts.clone());
     let shared = connection.clone();
     let serve = service_fn(move |request: Request<Incoming>| service::serve(shared.clone(), request));
     let running = http1::Builder::new()
@@ -319,7 +319,7 @@ async fn serve_http2(begun: Box<Begun>) {
     // In a box of its own, and what it is made of out of scope: this future lives as long as the connection.
     let mut running = {
         let counter = FrameCounter::new(Instant::now(), connection.most_frames);
-        let io = ClientIo::http2(stream, counter, patience(terms), connection.facts.clone());
+        let io = ClientIo::http2(stream, counter, terms.clone(), connection.facts.clone());
         let mut builder = http2::Builder::new(LocalExecutor { write });
         if sockets {
             builder.enable_connect_protocol();
@@ -375,13 +375,9 @@ async fn idle(facts: &Facts, patience: Duration) {
 }
 
 /// A box that is taken apart by a future is not freed before the future's end.
+#[expect(clippy::boxed_local, reason = "freed here, and that is the point")]
 fn unboxed(begun: Box<Begun>) -> Begun {
     *begun
-}
-
-fn patience(terms: Terms) -> Patience {
-    let timeouts = terms.timeouts;
-    Patience { header: timeouts.header, keepalive: timeouts.keepalive, write: timeouts.write, least: terms.min_rate }
 }
 
 fn note_end(connection: &Connection, ended: Result<(), hyper::Error>) {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -53,7 +54,7 @@ pub struct Journey {
     place: Option<Place>,
     /// What the client has not finished sending. Dropped behind the answer's end, HTTP/2 is told NO_ERROR
     /// (RFC 9113, section 8.1); before it, CANCEL, and clients throw the answer away.
-    unread: Option<Unread>,
+    unread: Option<Rc<Unread>>,
     process: Arc<Process>,
     answering: Option<Answering>,
     begun: Instant,
@@ -141,7 +142,7 @@ impl Journey {
 
     /// The request's body has not been read to its end.
     pub fn keep_body(&mut self, unread: Unread) {
-        self.unread = Some(unread);
+        self.unread = Some(Rc::new(unread));
     }
 
     /// The request failed with the fault of this id.
@@ -249,9 +250,12 @@ pub fn finish(connection: &Connection, mut journey: Journey, mut response: Respo
     }
     stall::offered();
     response.map(|body| {
-        let keeps = journey.unread.is_some();
+        let unread = journey.unread.clone();
         let counted = Counted { inner: body, journey };
-        if keeps { Body::Stream(Box::pin(counted)) } else { Body::stream(counted) }
+        match unread {
+            Some(unread) => unread.outlast(counted),
+            None => Body::stream(counted),
+        }
     })
 }
 

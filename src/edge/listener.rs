@@ -106,7 +106,7 @@ pub async fn accept(worker: Rc<Worker>, bound: BoundListener, close: Cancellatio
                 backoff.reset();
                 let (is_proxy, has_head) = {
                     let snapshot = worker.process.snapshot.load();
-                    vanishing.follow(snapshot.timeouts.write, [SockRef::from(&listener), SockRef::from(&stream)]);
+                    vanishing.follow(snapshot.terms.timeouts.write, [SockRef::from(&listener), SockRef::from(&stream)]);
                     let is_proxy = snapshot.trust.proxies.contains(peer.ip());
                     (is_proxy, is_proxy && snapshot.proxy_protocol)
                 };

@@ -39,7 +39,7 @@ enum NoHead {
 /// Reads the head of a trusted proxy's connection, within `timeouts.header`, and serves the client that it names.
 pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let proxy = accepted.peer;
-    let (within, cut) = (worker.process.snapshot.load().timeouts.header, worker.cut.clone());
+    let (within, cut) = (worker.process.snapshot.load().terms.timeouts.header, worker.cut.clone());
     let head = Box::pin(read_head(&accepted.stream, within));
     let said = tokio::select! {
         said = head => said,

@@ -33,7 +33,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     let upgrade = head.extensions.remove::<OnUpgrade>();
     let connect = head.method == Method::CONNECT;
     let waits = head.headers.contains_key(header::EXPECT);
-    let (body, unread) = ClientBody::new(body, snapshot.timeouts.body, snapshot.min_rate, connection.facts.clone());
+    let (body, unread) = ClientBody::new(body, &snapshot.terms, connection.facts.clone());
     let answer = match Box::pin(travel(&connection, &snapshot, &mut journey, head, body)).await {
         // RFC 9110, section 9.3.6: "Any 2xx (Successful) response indicates that the sender … will switch to tunnel mode".
         Ok(Reply::Response(response)) if connect && response.status().is_success() => {
@@ -51,8 +51,10 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     };
     // A client that waits for 100 (Continue) has not sent its body, and asking for it now would be an answer. Of a
     // body that the guard refused nothing more comes.
-    let hopeless = waits || connection.facts.body_refusal().is_some();
-    if hopeless || !unread.drain().await {
+    if waits || connection.facts.body_refusal().is_some() {
+        unread.give_up();
+    }
+    if !unread.drain().await {
         journey.keep_body(unread);
     }
     Ok(finish(&connection, journey, answer))
@@ -72,7 +74,7 @@ async fn travel(
     connection.process.overload.check()?;
     let protocol = head.extensions.get::<Protocol>().cloned();
     let protocol = protocol.as_ref().map(Protocol::as_str);
-    let request = ClientRequest::read(head, protocol, connection.arrival, &snapshot.trust, snapshot.limits)
+    let request = ClientRequest::read(head, protocol, connection.arrival, &snapshot.trust, snapshot.terms.limits)
         .inspect_err(|fault| connection.note_fault(fault))?;
     journey.note_request(&request);
     if let Some(response) = challenge::answer(&connection.process.challenges, snapshot.webroot.as_ref(), &request) {
@@ -106,7 +108,7 @@ async fn travel(
     }
     journey.note_user(user.as_ref());
     if let Some(rules) = route.socket.as_ref().filter(|_| request.websocket) {
-        journey.note_socket(rules.admit(&request, &connection.process, snapshot.timeouts.write)?);
+        journey.note_socket(rules.admit(&request, &connection.process, snapshot.terms.timeouts.write)?);
     }
     let body = limit(body, request.headers.get(header::CONTENT_LENGTH), site.max_body)?;
     let fields = FileFields::keep(site, &request);

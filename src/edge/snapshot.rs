@@ -40,12 +40,8 @@ pub struct Snapshot {
     pub trust: Trust,
     /// Whether connections of trusted proxies begin with a PROXY head.
     pub proxy_protocol: bool,
-    /// The limits of a head.
-    pub limits: HeadLimits,
-    /// How long is waited for whom.
-    pub timeouts: config::Timeouts,
-    /// Bytes a second that a client which is waited for sends or takes; `None` is no limit.
-    pub min_rate: Option<u64>,
+    /// What connections keep of it.
+    pub terms: Arc<Terms>,
     /// Bytes of memory; 0 is a share of what there is.
     pub max_memory: u64,
     /// Where the lines of requests go that no site was found for.
@@ -62,8 +58,8 @@ pub struct Snapshot {
     pub watches: Vec<Arc<Watch>>,
 }
 
-/// What a connection keeps of the configuration that it began under.
-#[derive(Debug, Clone, Copy)]
+/// What a connection keeps of the configuration that it began under, which may be gone by then.
+#[derive(Debug)]
 pub struct Terms {
     /// The limits of a head.
     pub limits: HeadLimits,
@@ -157,13 +153,15 @@ impl Snapshot {
                 cloudflare: config::cloudflare(),
             },
             proxy_protocol: server.proxy_protocol,
-            limits: HeadLimits {
-                max_uri: config.limits.max_uri,
-                max_headers: config.limits.max_headers,
-                max_header_size: config.limits.max_header_size,
-            },
-            timeouts: config.timeouts,
-            min_rate: config.limits.min_rate,
+            terms: Arc::new(Terms {
+                limits: HeadLimits {
+                    max_uri: config.limits.max_uri,
+                    max_headers: config.limits.max_headers,
+                    max_header_size: config.limits.max_header_size,
+                },
+                timeouts: config.timeouts,
+                min_rate: config.limits.min_rate,
+            }),
             max_memory: server.max_memory,
             log: site_log(config, surroundings.access, config.log.access.as_ref(), &[])?,
             tls: surroundings.tls,
@@ -172,11 +170,6 @@ impl Snapshot {
             resolvers: server.resolvers.clone(),
             watches: watches.into_values().collect(),
         })
-    }
-
-    /// What a connection keeps of it.
-    pub fn terms(&self) -> Terms {
-        Terms { limits: self.limits, timeouts: self.timeouts, min_rate: self.min_rate }
     }
 
     /// The site that answers for `host` on `listener`.

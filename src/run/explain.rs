@@ -82,7 +82,7 @@ pub fn explain(config: &Config, method: &str, url: &str, fields: &[(String, Stri
         line(&mut text, "answer", "none", "no HTTP/2 here: it takes https and \"h2\" in server.protocols");
         return Ok(text);
     }
-    match ClientRequest::read(request.into_parts().0, protocol, arrival, &snapshot.trust, snapshot.limits) {
+    match ClientRequest::read(request.into_parts().0, protocol, arrival, &snapshot.trust, snapshot.terms.limits) {
         Ok(request) => journey(&mut text, &snapshot, *listener, request),
         Err(fault) => answer(&mut text, &fault),
     }

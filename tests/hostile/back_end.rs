@@ -61,6 +61,9 @@ fn serve(mut stream: TcpStream, record: &Mutex<Vec<Seen>>) -> std::io::Result<()
             seen.push(Seen { head: head.clone(), body: String::new() });
             seen.len() - 1
         };
+        if head.starts_with("POST /early ") {
+            return early(&mut stream);
+        }
         let body = match lower.lines().find_map(|line| line.strip_prefix("content-length: ")) {
             Some(length) => read_exactly(&mut stream, &mut held, length.trim().parse().unwrap_or(0))?,
             None if lower.contains("transfer-encoding: chunked") => read_until(&mut stream, &mut held, b"0\r\n\r\n")?,
@@ -74,6 +77,14 @@ fn serve(mut stream: TcpStream, record: &Mutex<Vec<Seen>>) -> std::io::Result<()
             return Ok(());
         }
     }
+}
+
+/// Answers before it has the body, and not at once.
+fn early(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nno\r\n")?;
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    stream.write_all(b"0\r\n\r\n")?;
+    stream.read_to_end(&mut Vec::new()).map(drop)
 }
 
 /// Answers; `false` closes the connection.

@@ -51,6 +51,44 @@ fn a_cut_answer_is_reset_and_a_reset_frees_the_back_end() {
     assert_eq!(client.end(7), End::Answer(200, 2));
 }
 
+/// The frames of stream 1, up to the end of stream 3, its reset, or the connection's end: kind, END_STREAM, payload.
+fn frames_of_the_first(client: &mut Client) -> Vec<(u8, bool, Vec<u8>)> {
+    let mut frames = Vec::new();
+    while let Some((kind, flags, stream, payload)) = client.frame() {
+        let end = flags & END_STREAM != 0 && (kind == HEADERS || kind == DATA);
+        if stream == 1 && kind != WINDOW_UPDATE {
+            frames.push((kind, end, payload));
+        }
+        if kind == RESET || stream == 3 && end {
+            break;
+        }
+    }
+    frames
+}
+
+#[test]
+fn an_answer_before_the_end_of_a_short_body_waits_for_it_and_is_not_reset() {
+    let back_end = BackEnd::start();
+    let edge = Edge::start(back_end.address, "");
+    let head = frame(HEADERS, END_HEADERS, 1, &block(&request("POST", "/early", &[("content-length", "9")])));
+    for rest in [&b"1234567"[..], b""] {
+        let mut client = Client::connect(edge.https);
+        client.send(&[head.clone(), frame(DATA, 0, 1, b"ab")].concat());
+        while client.frame().is_some_and(|(kind, ..)| kind != DATA) {}
+        if rest.is_empty() {
+            // RFC 9113, section 8.1: all of the answer first, then "an error code of NO_ERROR".
+            let frames = frames_of_the_first(&mut client);
+            assert_eq!(frames, [(DATA, true, vec![]), (RESET, false, vec![0; 4])]);
+            continue;
+        }
+        // The back end has said all by now.
+        std::thread::sleep(Duration::from_millis(150));
+        client.send(&frame(DATA, END_STREAM, 1, rest));
+        client.ask(3, &request("GET", "/x", &[]), None);
+        assert_eq!(frames_of_the_first(&mut client), [(DATA, true, vec![])]);
+    }
+}
+
 #[test]
 fn what_a_client_begins_to_say_has_to_be_said_in_time() {
     let back_end = BackEnd::start();
