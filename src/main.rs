@@ -1,6 +1,7 @@
 //! `doorward`: from the arguments to a command. Prints what went wrong; the only file that ends the process.
 
 use std::collections::BTreeSet;
+use std::ffi::c_uint;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -27,11 +28,12 @@ use doorward::trust;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What jemalloc reads when it starts: unused pages go back after a second (jemalloc(3), TUNING).
+/// What jemalloc reads when it starts: unused pages go back after a second, and threads share one arena unless they take
+/// one of their own (jemalloc(3), TUNING). With one for each thread that ever runs, an idle process holds 0.6 MiB more.
 #[allow(unsafe_code, reason = "jemalloc is configured before main through a symbol of this name, and no other way")]
 // SAFETY: the name is jemalloc's for a `const char *`; the value is a thin pointer to a string that ends in NUL.
 #[unsafe(export_name = "_rjem_malloc_conf")]
-pub static ALLOCATOR_SETTINGS: &[u8; 37] = b"dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+pub static ALLOCATOR_SETTINGS: &[u8; 47] = b"dirty_decay_ms:1000,muzzy_decay_ms:0,narenas:1\0";
 
 /// Threads of jemalloc's own give unused pages back, so that an idle process does, too. They are started by this call and
 /// not before main: what a thread is forbidden, only those that it starts later are forbidden with it. Where jemalloc
@@ -51,12 +53,39 @@ fn give_back_memory() {
     };
 }
 
+/// Workers share nothing on the path of a request: each takes an arena of its own for its thread. Where there is none to
+/// be had they share that of all others.
+fn take_arena() {
+    let mut arena: c_uint = 0;
+    let mut length = size_of::<c_uint>();
+    #[allow(unsafe_code, reason = "jemalloc is told by mallctl(3), and no other way")]
+    // SAFETY: the names end in NUL and are of an `unsigned` (jemalloc(3), arenas.create and thread.arena), which `arena` is;
+    // `length` is its size.
+    let _ = unsafe {
+        let made = tikv_jemalloc_sys::mallctl(
+            c"arenas.create".as_ptr(),
+            (&raw mut arena).cast(),
+            &raw mut length,
+            std::ptr::null_mut(),
+            0,
+        );
+        made == 0
+            && tikv_jemalloc_sys::mallctl(
+                c"thread.arena".as_ptr(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                (&raw mut arena).cast(),
+                length,
+            ) == 0
+    };
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let file = arguments.config.as_path();
     match arguments.command() {
         Some(Command::Run(options)) => {
-            finish(start::run(Source::File(file.to_owned()), options.watch, give_back_memory))
+            finish(start::run(Source::File(file.to_owned()), options.watch, take_arena, give_back_memory))
         }
         Some(Command::Check(options)) => check(file, options.offline),
         Some(Command::Reload) => ask(file, Request::Reload, "\nthe old configuration stays in force"),
@@ -206,7 +235,7 @@ fn run_demo(https_port: u16) -> Result<(), Box<dyn std::error::Error>> {
     let http_port = free_port(8080)?;
     let text = demo::config_text(&back_ends, https_port, http_port);
     let source = Source::Text { folder: std::env::current_dir()?, name: "demo.toml".to_owned(), text: text.clone() };
-    start::run(source, false, || {
+    start::run(source, false, take_arena, || {
         give_back_memory();
         say(&demo::banner(&text, https_port, http_port));
     })?;

@@ -104,9 +104,15 @@ impl Worker {
     }
 }
 
+/// Sockets of which the system tells at once. Tasks run in the order in which they were woken, and one that carries the
+/// answers of many, an HTTP/2 connection's, behind all whose news came together: with more, clients and back ends would
+/// wait for us while we work, and we for them.
+const EVENTS_AT_A_TIME: usize = 16;
+
 /// Runs a worker on the calling thread until it is told to stop.
 pub fn run(process: Arc<Process>, commands: mpsc::Receiver<Command>) -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_AT_A_TIME).build()?;
     let worker = Rc::new(runtime.block_on(async { Worker::new(process) })?);
     LocalSet::new().block_on(&runtime, obey(worker, commands));
     // What is still on a blocking thread (a file read, a spool) is not waited for.

@@ -40,9 +40,9 @@ pub(super) fn machine(what: impl Into<String>) -> impl FnOnce(std::io::Error) ->
     move |source| StartError::Machine { what, source }
 }
 
-/// Serves `source` until a signal ends it; with `watch`, its file is read again whenever it changes. `ready` is called
-/// once, when the listeners are open.
-pub fn run(source: Source, watch: bool, ready: impl FnOnce()) -> Result<(), StartError> {
+/// Serves `source` until a signal ends it; with `watch`, its file is read again whenever it changes. `begin` is called on
+/// the thread of each worker before anything else, `ready` once, when the listeners are open.
+pub fn run(source: Source, watch: bool, begin: fn(), ready: impl FnOnce()) -> Result<(), StartError> {
     privilege::harden().map_err(machine("no_new_privs"))?;
     // Before anything could rename the file of the program. The demo brings its own back ends along, which cannot be
     // handed over.
@@ -53,7 +53,7 @@ pub fn run(source: Source, watch: bool, ready: impl FnOnce()) -> Result<(), Star
         Some((predecessor, inherited)) => (Some(predecessor), inherited),
         None => (None, systemd::inherited_listeners().map_err(machine("the sockets of systemd"))?),
     };
-    let mut started = match start(source, inherited, predecessor.is_none()) {
+    let mut started = match start(source, inherited, predecessor.is_none(), begin) {
         Ok(started) => started,
         Err(error) => {
             predecessor.inspect(|predecessor| predecessor.refuse(&error.to_string()));
@@ -99,10 +99,10 @@ struct Started {
 }
 
 /// The first process writes its id before it serves; a later one when the service is its own.
-fn start(source: Source, inherited: Vec<Inherited>, first: bool) -> Result<Started, StartError> {
+fn start(source: Source, inherited: Vec<Inherited>, first: bool, begin: fn()) -> Result<Started, StartError> {
     let (house, bound) = House::furnish(source, inherited, first)?;
     let pid_file = house.config().server.pid_file.clone().filter(|_| first).map(PidFile::write).transpose()?;
-    let threads = start_workers(&house)?;
+    let threads = start_workers(&house, begin)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(machine("the control runtime"))?;
     Ok(Started { house, bound, threads, runtime, pid_file })
@@ -110,7 +110,7 @@ fn start(source: Source, inherited: Vec<Inherited>, first: bool) -> Result<Start
 
 type WorkerThread = (mpsc::Sender<Command>, JoinHandle<()>);
 
-fn start_workers(house: &House) -> Result<Vec<WorkerThread>, StartError> {
+fn start_workers(house: &House, begin: fn()) -> Result<Vec<WorkerThread>, StartError> {
     let count = match house.config().server.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
@@ -122,6 +122,7 @@ fn start_workers(house: &House) -> Result<Vec<WorkerThread>, StartError> {
             let handle = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
+                    begin();
                     if let Err(error) = worker::run(process, receiver) {
                         tracing::error!("worker {index}: {error}");
                     }
