@@ -1,6 +1,6 @@
-//! A crowd of clients that has left, and the memory that it leaves in the system's allocator: AWS-LC asks that one, on most
-//! processors for each connection's keys, and it keeps what is free until it is told. jemalloc, which has all the rest,
-//! tells itself.
+//! A crowd of clients that has left, and the memory that it leaves behind: in the system's allocator, which AWS-LC asks, on
+//! most processors for each connection's keys, and which keeps what is free until it is told; and in what is mapped of the
+//! program. jemalloc, which has all the rest, tells itself.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,13 +32,36 @@ impl Crowd {
     }
 }
 
-/// Gives the system's allocator's free pages back. Takes about a millisecond for each megabyte, in which threads that
-/// want something of that allocator may wait.
+/// Gives back what only a crowd, or the start, had needed. Takes about a millisecond for each megabyte of the system's
+/// allocator, in which threads that want something of it may wait.
 pub fn give_back_memory() {
+    trim_allocator();
+    unmap_program();
+}
+
+fn trim_allocator() {
     #[cfg(target_env = "gnu")]
     #[allow(unsafe_code, reason = "glibc is told by malloc_trim(3), and no other way")]
     // SAFETY: it may be called at any time, from any thread ("MT-Safe"); what is in use stays where it is.
     let _ = unsafe { libc::malloc_trim(0) };
+}
+
+/// Code and constants that were used once, most of them at the start, stay mapped for ever, with their neighbours to
+/// 64 KiB. What is used again comes back with a page fault, from the system's cache.
+fn unmap_program() {
+    // Of the linker: the program's first byte, and the one behind its code.
+    #[allow(unsafe_code, reason = "the linker's symbols are declared so")]
+    // SAFETY: both are there wherever ELF is linked; nothing is read from them.
+    unsafe extern "C" {
+        safe static __executable_start: u8;
+        safe static etext: u8;
+    }
+    let begin = &raw const __executable_start;
+    let length = (&raw const etext).addr().saturating_sub(begin.addr());
+    #[allow(unsafe_code, reason = "the kernel is told by madvise(2), and no other way")]
+    // SAFETY: up to the end of the code the program is mapped from its file, which cannot be written to while it runs, and
+    // neither relocated nor written to in memory: what was let go reads the same when it comes back.
+    let _ = unsafe { libc::madvise(begin.cast_mut().cast(), length, libc::MADV_DONTNEED) };
 }
 
 #[cfg(test)]

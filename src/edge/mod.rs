@@ -10,7 +10,7 @@ pub mod client_io;
 pub mod client_stream;
 pub mod compress;
 pub mod connection;
-mod crowd;
+pub mod crowd;
 mod deadline;
 pub mod error_pages;
 mod executor;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use crate::edge::crowd;
 use crate::edge::listener::BoundListener;
 use crate::edge::worker::{self, Command};
 use crate::run::follow::Followed;
@@ -69,6 +70,7 @@ pub fn run(source: Source, watch: bool, begin: fn(), ready: impl FnOnce()) -> Re
             return Err(refused.into());
         }
         ready();
+        crowd::give_back_memory();
         let files = Files { followed, pid: pid_file };
         control(house, program, predecessor, files).await
     })?;
