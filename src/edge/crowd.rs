@@ -90,4 +90,21 @@ mod tests {
             assert_eq!(crowd.has_left(open, begun + Duration::from_secs(second)), told, "{second}: {open}");
         }
     }
+
+    /// KiB of this program's code that are mapped.
+    fn mapped_code() -> u64 {
+        let (maps, program) = (std::fs::read_to_string("/proc/self/smaps").unwrap(), std::env::current_exe().unwrap());
+        let is_code = |line: &&str| line.contains(" r-xp ") && line.ends_with(program.to_str().unwrap());
+        let mut lines = maps.lines().skip_while(|line| !is_code(line));
+        let resident = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn code_that_ran_once_does_not_stay_mapped() {
+        let before = mapped_code();
+        unmap_program();
+        assert!(mapped_code() < before);
+        assert!(mapped_code() > 0);
+    }
 }
