@@ -38,7 +38,7 @@ pub static ALLOCATOR_SETTINGS: &[u8; 47] = b"dirty_decay_ms:1000,muzzy_decay_ms:
 /// Threads of jemalloc's own give unused pages back, so that an idle process does, too. They are started by this call and
 /// not before main: what a thread is forbidden, only those that it starts later are forbidden with it. Where jemalloc
 /// has no threads (musl), pages go back with the next allocation.
-fn give_back_memory() {
+fn start_allocator_threads() {
     let mut on = true;
     #[allow(unsafe_code, reason = "jemalloc is told by mallctl(3), and no other way")]
     // SAFETY: the name ends in NUL and is of a `bool` (jemalloc(3), background_thread), which `on` is; nothing is read.
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     let file = arguments.config.as_path();
     match arguments.command() {
         Some(Command::Run(options)) => {
-            finish(start::run(Source::File(file.to_owned()), options.watch, take_arena, give_back_memory))
+            finish(start::run(Source::File(file.to_owned()), options.watch, take_arena, start_allocator_threads))
         }
         Some(Command::Check(options)) => check(file, options.offline),
         Some(Command::Reload) => ask(file, Request::Reload, "\nthe old configuration stays in force"),
@@ -236,7 +236,7 @@ fn run_demo(https_port: u16) -> Result<(), Box<dyn std::error::Error>> {
     let text = demo::config_text(&back_ends, https_port, http_port);
     let source = Source::Text { folder: std::env::current_dir()?, name: "demo.toml".to_owned(), text: text.clone() };
     start::run(source, false, take_arena, || {
-        give_back_memory();
+        start_allocator_threads();
         say(&demo::banner(&text, https_port, http_port));
     })?;
     stop.cancel();
