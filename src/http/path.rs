@@ -4,8 +4,9 @@
 /// A canonical path: absolute, without `.` and `..`, without empty segments at its front.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CanonicalPath {
-    decoded: Vec<u8>,
     encoded: String,
+    /// `None` where it is the same.
+    decoded: Option<Box<[u8]>>,
 }
 
 /// Why a path is refused. All are 400: what two readers may read differently is not repaired.
@@ -40,44 +41,47 @@ impl CanonicalPath {
         if !raw.starts_with('/') {
             return Err(InvalidPath::Relative);
         }
-        let mut path =
-            CanonicalPath { decoded: Vec::with_capacity(raw.len()), encoded: String::with_capacity(raw.len()) };
+        if is_canonical(raw) {
+            return Ok(CanonicalPath { encoded: raw.to_owned(), decoded: None });
+        }
+        let (mut decoded, mut encoded) = (Vec::with_capacity(raw.len()), String::with_capacity(raw.len()));
         // Where each segment kept so far starts, in the decoded and in the encoded form, for `..`.
         let mut starts: Vec<(usize, usize)> = Vec::new();
         let last = raw.split('/').count() - 1;
         for (index, segment) in raw.split('/').enumerate().skip(1) {
-            let start = (path.decoded.len(), path.encoded.len());
-            path.encoded.push('/');
+            let start = (decoded.len(), encoded.len());
+            encoded.push('/');
             if !segment.is_empty() || index == last {
-                path.decoded.push(b'/');
+                decoded.push(b'/');
             }
-            decode_segment(segment, &mut path)?;
-            let resolved = match path.decoded.get(start.0 + 1..) {
+            decode_segment(segment, &mut decoded, &mut encoded)?;
+            let resolved = match decoded.get(start.0 + 1..) {
                 Some(b".") => Some(start),
                 Some(b"..") => Some(starts.pop().ok_or(InvalidPath::Escape)?),
                 _ => None,
             };
             match resolved {
-                Some((decoded, encoded)) => {
-                    path.decoded.truncate(decoded);
-                    path.encoded.truncate(encoded);
+                Some(kept) => {
+                    decoded.truncate(kept.0);
+                    encoded.truncate(kept.1);
                     // RFC 3986, section 5.2.4: "/a/." and "/a/.." end in a slash.
                     if index == last {
-                        path.decoded.push(b'/');
-                        path.encoded.push('/');
+                        decoded.push(b'/');
+                        encoded.push('/');
                     }
                 }
                 // "//x" is read as a host by some back ends and by every browser that is redirected there.
-                None if segment.is_empty() && start.0 == 0 && index != last => path.encoded.clear(),
+                None if segment.is_empty() && start.0 == 0 && index != last => encoded.clear(),
                 None => starts.push(start),
             }
         }
-        Ok(path)
+        let differs = decoded != encoded.as_bytes();
+        Ok(CanonicalPath { encoded, decoded: differs.then(|| decoded.into()) })
     }
 
     /// The decoded bytes: what routes and files are matched with. Empty segments inside are merged.
     pub fn decoded(&self) -> &[u8] {
-        &self.decoded
+        self.decoded.as_deref().unwrap_or(self.encoded.as_bytes())
     }
 
     /// The same path as it goes to a back end: the client's own encoding, unreserved characters decoded.
@@ -89,13 +93,13 @@ impl CanonicalPath {
     /// a segment's end.
     pub fn replace_prefix(&self, prefix: &str, replacement: &str) -> Option<CanonicalPath> {
         let prefix = prefix.trim_end_matches('/');
-        let rest = self.decoded.strip_prefix(prefix.as_bytes())?;
+        let rest = self.decoded().strip_prefix(prefix.as_bytes())?;
         if !rest.is_empty() && rest.first() != Some(&b'/') {
             return None;
         }
         let at = skip_segments(&self.encoded, prefix.split('/').filter(|segment| !segment.is_empty()).count());
         let front = replacement.trim_end_matches('/');
-        let joined = format!("{front}{}", self.encoded.get(at..).unwrap_or_default());
+        let joined = [front, self.encoded.get(at..).unwrap_or_default()].concat();
         CanonicalPath::parse(if joined.is_empty() { "/" } else { &joined }).ok()
     }
 }
@@ -136,7 +140,21 @@ fn push_escaped(encoded: &mut String, byte: u8) {
     }
 }
 
-fn decode_segment(segment: &str, path: &mut CanonicalPath) -> Result<(), InvalidPath> {
+/// Whether `raw`, which starts with a slash, is its own canonical form, decoded and encoded: that of most requests is. May
+/// say no to one that is.
+fn is_canonical(raw: &str) -> bool {
+    let mut before = 0;
+    raw.bytes().all(|byte| {
+        let fits = match byte {
+            b'/' | b'.' => before != b'/',
+            _ => is_unreserved(byte) || is_path_character(byte),
+        };
+        before = byte;
+        fits
+    })
+}
+
+fn decode_segment(segment: &str, decoded: &mut Vec<u8>, encoded: &mut String) -> Result<(), InvalidPath> {
     let mut bytes = segment.bytes();
     while let Some(byte) = bytes.next() {
         let (value, escaped) = match byte {
@@ -153,12 +171,12 @@ fn decode_segment(segment: &str, path: &mut CanonicalPath) -> Result<(), Invalid
             b' ' | b'"' | b'#' | b'<' | b'>' | b'?' if !escaped => return Err(InvalidPath::Character),
             _ => {}
         }
-        path.decoded.push(value);
+        decoded.push(value);
         // Browsers send '|', '^', '{' and the like as they are; they are encoded here, never refused.
         if is_unreserved(value) || (!escaped && is_path_character(value)) {
-            path.encoded.push(char::from(value));
+            encoded.push(char::from(value));
         } else {
-            push_escaped(&mut path.encoded, value);
+            push_escaped(encoded, value);
         }
     }
     Ok(())
@@ -255,6 +273,16 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn what_needs_no_look_at_its_segments_is_what_one_would_make_of_it(raw in "/[a-z.~!:@=/%2| ]{0,12}") {
+            if is_canonical(&raw) {
+                // An escape that is not needed has the path looked at; the segment before it is taken back.
+                let path = CanonicalPath::parse(&raw).unwrap();
+                proptest::prop_assert_eq!(CanonicalPath::parse(&format!("/%61/..{raw}")).unwrap(), path.clone());
+                proptest::prop_assert_eq!((path.encoded(), path.decoded()), (&*raw, raw.as_bytes()));
+            }
+        }
+
         #[test]
         fn a_canonical_path_is_its_own_canonical_form(raw in "/[a-z%0-9./ ~|]{0,40}") {
             if let Ok(path) = CanonicalPath::parse(&raw) {
