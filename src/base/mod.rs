@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod bell;
+pub mod boxed;
 pub mod certified_name;
 pub mod ciphers;
 pub mod clock;

@@ -48,10 +48,12 @@ impl FileFields {
 
 /// Follows X-Accel-Redirect where the site maps it to a folder; elsewhere it is not for the client either.
 pub fn follow(site: &Site, fields: &FileFields, reply: Reply) -> Result<Reply, Fault> {
-    let Reply::Response(mut response) = reply else { return Ok(reply) };
+    let Reply::Response(mut response, back_end) = reply else { return Ok(reply) };
     let target = response.headers().get(REDIRECT).cloned();
     drop_all(response.headers_mut(), |field| INSTRUCTIONS.contains(&field.as_str()));
-    let Some(target) = target.filter(|_| !site.accel.is_empty()) else { return Ok(Reply::Response(response)) };
+    let Some(target) = target.filter(|_| !site.accel.is_empty()) else {
+        return Ok(Reply::Response(response, back_end));
+    };
     let path = target.to_str().ok().and_then(|text| CanonicalPath::parse(text.split('?').next()?).ok());
     let (root, rest) = path
         .as_ref()
@@ -59,7 +61,7 @@ pub fn follow(site: &Site, fields: &FileFields, reply: Reply) -> Result<Reply, F
         .ok_or_else(|| Fault::new(Kind::BadAnswer, "X-Accel-Redirect names a path that `accel` does not map"))?;
     let FileFields { method, headers } = fields;
     let asked = Asked { method, headers, precompressed: false, now: SystemTime::now() };
-    answer_accel(root, rest, asked, response.into_parts().0.headers).map(Reply::Response)
+    answer_accel(root, rest, asked, response.into_parts().0.headers).map(Reply::from)
 }
 
 /// Which folder a path is in, and the rest of the path there: empty, or `/` and more.

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::base::address::ListenAddress;
 use crate::base::bell::Bell;
+use crate::base::boxed::in_place;
 use crate::base::fault::{Fault, Kind};
 use crate::base::host::Host;
 use crate::edge::admission::Permit;
@@ -177,14 +178,14 @@ impl Connection {
 /// Serves one connection to its end. Each of its times is a future in a box of its own, so that an idle connection holds
 /// nothing of how it began.
 pub fn serve(worker: Rc<Worker>, accepted: Accepted) -> impl Future<Output = ()> {
-    let beginning = Box::pin(begin(worker, accepted));
+    let beginning = in_place(|| begin(worker, accepted));
     async move {
         let Some(begun) = beginning.await else { return };
         let _stay = Stay::begin(&begun.connection);
         if begun.connection.http1 {
-            Box::pin(serve_http1(begun)).await;
+            in_place(|| serve_http1(begun)).await;
         } else {
-            Box::pin(serve_http2(begun)).await;
+            in_place(|| serve_http2(begun)).await;
         }
     }
 }

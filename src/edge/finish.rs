@@ -31,7 +31,6 @@ use crate::http::guard::Refusal;
 use crate::http::request::{ClientRequest, Scheme};
 use crate::tunnel::Policy;
 use crate::tunnel::register::{Entry, TunnelInfo};
-use crate::upstream::ServedBy;
 use crate::upstream::files::encoding::Accepted;
 
 pub mod farewell;
@@ -145,6 +144,11 @@ impl Journey {
         self.unread = Some(Rc::new(unread));
     }
 
+    /// The answer is that of this HTTP back end, or of none.
+    pub fn note_back_end(&mut self, name: Option<Arc<str>>) {
+        self.line.upstream = name;
+    }
+
     /// The request failed with the fault of this id.
     pub fn note_fault(&mut self, id: String) {
         self.line.fault = Some(id);
@@ -227,7 +231,6 @@ impl Drop for Journey {
 pub fn finish(connection: &Connection, mut journey: Journey, mut response: Response<Body>) -> Response<Body> {
     // A handshake that was answered otherwise gives its place back.
     journey.socket = None;
-    journey.line.upstream = response.extensions_mut().remove::<ServedBy>().map(|served| served.0);
     let headers = response.headers_mut();
     // What runs behind the edge is nobody's business.
     headers.remove(header::SERVER);

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 
+use crate::base::boxed::in_place;
 use crate::base::fault::{Fault, Kind, Side};
 use crate::edge::accel::{self, FileFields};
 use crate::edge::client_body::ClientBody;
@@ -34,13 +35,16 @@ pub async fn serve(connection: Rc<Connection>, request: Request<Incoming>) -> Re
     let connect = head.method == Method::CONNECT;
     let waits = head.headers.contains_key(header::EXPECT);
     let (body, unread) = ClientBody::new(body, &snapshot.terms, connection.facts.clone());
-    let answer = match Box::pin(travel(&connection, &snapshot, &mut journey, head, body)).await {
+    let answer = match in_place(|| travel(&connection, &snapshot, &mut journey, head, body)).await {
         // RFC 9110, section 9.3.6: "Any 2xx (Successful) response indicates that the sender … will switch to tunnel mode".
-        Ok(Reply::Response(response)) if connect && response.status().is_success() => {
+        Ok(Reply::Response(response, _)) if connect && response.status().is_success() => {
             let fault = Fault::new(Kind::BadAnswer, "the back end took a WebSocket handshake for a plain request");
             Box::pin(fault_page(&connection, &mut journey, &fault)).await
         }
-        Ok(Reply::Response(response)) => response,
+        Ok(Reply::Response(response, back_end)) => {
+            journey.note_back_end(back_end);
+            response
+        }
         Ok(Reply::Switched(switched)) => {
             let process = connection.process.clone();
             let answer = socket::join(connection, journey, *switched, upgrade);
@@ -78,7 +82,7 @@ async fn travel(
         .inspect_err(|fault| connection.note_fault(fault))?;
     journey.note_request(&request);
     if let Some(response) = challenge::answer(&connection.process.challenges, snapshot.webroot.as_ref(), &request) {
-        return response.map(Reply::Response);
+        return response.map(Reply::from);
     }
     connection.check_certificate(&request)?;
     let site = snapshot
@@ -86,7 +90,7 @@ async fn travel(
         .ok_or_else(|| Fault::new(Kind::NotFound, "no site has this host"))?;
     journey.note_site(site);
     if let Some(response) = redirect::elsewhere(site, connection, &request) {
-        return Ok(Reply::Response(response));
+        return Ok(response.into());
     }
     site.check(&request)?;
     let route = site.route(&request)?;
@@ -118,7 +122,7 @@ async fn travel(
         && site.request_headers.is_empty()
         && let Some(file) = files.recall(path.as_ref().unwrap_or(&request.path), &connection.worker.files)
     {
-        return answer(file, asked(site, &request.method, &request.headers)).map(Reply::Response);
+        return answer(file, asked(site, &request.method, &request.headers)).map(Reply::from);
     }
     let mut request = request.forward(path, route.takes_sockets());
     request.user = user;
@@ -127,7 +131,7 @@ async fn travel(
         request.add_forwarded();
     }
     site.request_headers.apply(&mut request.headers);
-    let reply = Box::pin(send(connection, site, route, request, body)).await?;
+    let reply = in_place(|| send(connection, site, route, request, body)).await?;
     accel::follow(site, &fields, reply)
 }
 
@@ -143,26 +147,26 @@ async fn send(
     match &route.action {
         Action::Http(upstream) => upstream.send(request, body, &worker.pool).await,
         Action::Redirect { pattern, to, status } => {
-            redirect::answer(pattern.as_ref(), to, *status, &request).map(Reply::Response)
+            redirect::answer(pattern.as_ref(), to, *status, &request).map(Reply::from)
         }
         Action::Respond { status, body, content_type } => {
             let response = redirect::respond(*status, body.clone(), content_type);
             // As with nginx: what the file says in words is the answer, a bare status is an error like others.
-            Ok(Reply::Response(if body.is_empty() { site.error_pages.dress(response).await } else { response }))
+            Ok(if body.is_empty() { site.error_pages.dress(response).await } else { response }.into())
         }
         Action::Files { files, php, http } => {
             match files.find_and_keep(&request.path, &request.method, &worker.files)? {
-                Found::File(file) => answer(file, asked(site, &request.method, &request.headers)).map(Reply::Response),
+                Found::File(file) => answer(file, asked(site, &request.method, &request.headers)).map(Reply::from),
                 Found::Redirect(status) => {
-                    Ok(Reply::Response(folder_redirect(status, &request.original, request.query.as_deref())))
+                    Ok(folder_redirect(status, &request.original, request.query.as_deref()).into())
                 }
                 Found::Status(status) => {
                     let response = redirect::respond(status, Default::default(), "");
-                    Ok(Reply::Response(site.error_pages.dress(response).await))
+                    Ok(site.error_pages.dress(response).await.into())
                 }
                 Found::Script(script) => match php {
                     // Boxed: a request to another back end needs no room for it.
-                    Some(php) => Box::pin(php.send(request, body, script, &worker.fastcgi)).await.map(Reply::Response),
+                    Some(php) => in_place(|| php.send(request, body, script, &worker.fastcgi)).await.map(Reply::from),
                     None => Err(Fault::new(Kind::NotFound, "a script, but the route has no php")),
                 },
                 Found::Upstream => match http {

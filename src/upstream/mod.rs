@@ -19,15 +19,18 @@ pub mod spool;
 
 /// What a destination gives back.
 pub enum Reply {
-    /// An ordinary answer.
-    Response(Response<Body>),
+    /// An ordinary answer, and the name of the HTTP back end that gave it, for logs.
+    Response(Response<Body>, Option<Arc<str>>),
     /// The back end answered 101: what follows on its stream belongs to the tunnel.
     Switched(Box<Switched>),
 }
 
-/// Who gave an answer, for logs: an extension of every [`Reply::Response`] of an HTTP back end.
-#[derive(Debug, Clone)]
-pub struct ServedBy(pub Arc<str>);
+impl From<Response<Body>> for Reply {
+    /// An answer that no HTTP back end gave.
+    fn from(response: Response<Body>) -> Reply {
+        Reply::Response(response, None)
+    }
+}
 
 /// A back end that has switched to the WebSocket protocol.
 pub struct Switched {

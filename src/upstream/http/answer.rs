@@ -130,7 +130,7 @@ fn respond(
         }
         None => Body::stream(body),
     };
-    Reply::Response(Response::from_parts(parts, body))
+    Response::from_parts(parts, body).into()
 }
 
 /// Where the body of an answer ends: the one place that settles it. `head` says that the request was HEAD.

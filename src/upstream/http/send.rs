@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue, Method, Response, header};
 
+use crate::base::boxed::in_place;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::request::UpstreamRequest;
+use crate::upstream::Reply;
 use crate::upstream::connect::{self, ConnectError};
 use crate::upstream::http::answer::{self, Answered};
 use crate::upstream::http::back_end::BackEndState;
@@ -23,7 +25,6 @@ use crate::upstream::http::pool::Pool;
 use crate::upstream::http::session::Verdict;
 use crate::upstream::http::settings::Health;
 use crate::upstream::http::{HttpUpstream, Target, proxy};
-use crate::upstream::{Reply, ServedBy};
 
 /// Clients that were told to come back are not to come at once.
 const SOONEST: Duration = Duration::from_secs(1);
@@ -62,8 +63,7 @@ struct Trip {
 
 impl HttpUpstream {
     /// Sends `request` and gives the answer, whose body streams from the back end. It must run on a worker, inside a
-    /// [`LocalSet`](tokio::task::LocalSet); `pool` is that worker's own. The answer names its back end in a
-    /// [`ServedBy`] extension.
+    /// [`LocalSet`](tokio::task::LocalSet); `pool` is that worker's own. The reply names its back end.
     ///
     /// Dropped, or with the answer's body dropped before its end, it closes the connection: the back end is freed.
     ///
@@ -191,8 +191,8 @@ impl HttpUpstream {
     async fn ask(&self, target: &Target, candidate: &Candidate, trip: &mut Trip, pool: &Pool) -> Result<Reply, Miss> {
         let load = candidate.state.enter();
         if trip.websocket.is_some() {
-            let connection = Box::pin(self.open(target, &candidate.state, trip)).await?;
-            let (connection, response) = Box::pin(self.exchange(connection, target, &candidate.state, trip)).await?;
+            let connection = in_place(|| self.open(target, &candidate.state, trip)).await?;
+            let (connection, response) = in_place(|| self.exchange(connection, target, &candidate.state, trip)).await?;
             let key = trip.websocket.as_ref().and_then(Option::as_ref);
             let answered = Answered { connection, load };
             return answer::switched(response, answered, key, &self.timeouts).map_err(Miss::Failed);
@@ -221,7 +221,7 @@ impl HttpUpstream {
             }
         }
         // Boxed: it is rare, and every request would else carry its room about.
-        let connection = Box::pin(self.open(target, state, trip)).await?;
+        let connection = in_place(|| self.open(target, state, trip)).await?;
         self.exchange(connection, target, state, trip).await
     }
 
@@ -347,14 +347,14 @@ enum Attempt {
 }
 
 fn decorate(reply: &mut Reply, candidate: &Candidate, cookie: Option<HeaderValue>) {
-    let served = ServedBy(candidate.state.name().clone());
+    let name = candidate.state.name().clone();
     let headers = match reply {
-        Reply::Response(response) => {
-            response.extensions_mut().insert(served);
+        Reply::Response(response, back_end) => {
+            *back_end = Some(name);
             response.headers_mut()
         }
         Reply::Switched(switched) => {
-            switched.back_end = served.0;
+            switched.back_end = name;
             switched.response.headers_mut()
         }
     };

@@ -135,11 +135,11 @@ impl Session<'_> {
         let name = candidate.state.name();
         let (sids, now) = (self.sids, Instant::now());
         let status = match &reply {
-            Reply::Response(response) => response.status(),
+            Reply::Response(response, _) => response.status(),
             Reply::Switched(_) => StatusCode::SWITCHING_PROTOCOLS,
         };
         match (&mut self.role, reply) {
-            (Role::Opening, Reply::Response(response)) if status == StatusCode::OK => {
+            (Role::Opening, Reply::Response(response, _)) if status == StatusCode::OK => {
                 let lesson = Lesson::Given { site: self.site.into(), back_end: Arc::clone(name) };
                 Ok(Verdict::Final(watched(response, sids, lesson)))
             }
@@ -151,20 +151,20 @@ impl Session<'_> {
                 }
                 Ok(Verdict::Final(reply))
             }
-            (Role::Of { print, search, .. }, Reply::Response(response))
+            (Role::Of { print, search, .. }, Reply::Response(response, _))
                 if status == StatusCode::BAD_REQUEST && *search > 0 =>
             {
                 *search -= 1;
                 let (parts, body) = response.into_parts();
                 let (denied, body) = peek(body).await?;
-                let reply = Reply::Response(Response::from_parts(parts, body));
+                let reply = Response::from_parts(parts, body).into();
                 if denied {
                     sids.forget(*print);
                     return Ok(Verdict::Elsewhere(reply));
                 }
                 Ok(Verdict::Final(reply))
             }
-            (Role::Of { print, known: Some(_), .. }, Reply::Response(response))
+            (Role::Of { print, known: Some(_), .. }, Reply::Response(response, _))
                 if status == StatusCode::BAD_REQUEST =>
             {
                 Ok(Verdict::Final(watched(response, sids, Lesson::Denied { print: *print })))
@@ -250,10 +250,10 @@ impl Lesson {
 /// `response`, whose beginning is looked at on its way.
 fn watched(response: Response<Body>, sids: &Arc<Sids>, lesson: Lesson) -> Reply {
     if is_coded(response.headers()) {
-        return Reply::Response(response);
+        return response.into();
     }
     let watch = Watch { sids: Arc::clone(sids), lesson, seen: Vec::new() };
-    Reply::Response(response.map(|body| Body::stream(Watched { inner: body, watch: Some(watch) })))
+    response.map(|body| Body::stream(Watched { inner: body, watch: Some(watch) })).into()
 }
 
 fn is_coded(headers: &HeaderMap) -> bool {

@@ -192,8 +192,7 @@ fn the_next_back_end_is_asked_when_one_cannot_be_reached() {
         let upstream = HttpUpstream::new(settings(&[&nobody, &back.address]), &register).unwrap();
         let pool = Pool::new();
         let sent = upstream.send(request("POST", "/", &[]), Body::full("body"), &pool).await.unwrap();
-        let served = response(sent).extensions().get::<ServedBy>().unwrap().0.clone();
-        assert_eq!(*served, *back.address);
+        assert_eq!(*who(&sent), *back.address);
         assert!(back.seen.borrow()[0].ends_with("body"));
         assert!(register.back_ends().iter().any(|known| *known.name() == nobody.as_str().into() && known.is_out()));
         let alone = HttpUpstream::new(settings(&[&nobody]), &register).unwrap();
@@ -236,16 +235,17 @@ fn a_sticky_cookie_is_set_once_and_leads_back() {
         };
         let upstream = HttpUpstream::new(settings, &BackEndRegister::new()).unwrap();
         let pool = Pool::new();
-        let first = response(upstream.send(get("/"), Body::Empty, &pool).await.unwrap());
+        let first = upstream.send(get("/"), Body::Empty, &pool).await.unwrap();
+        let served = who(&first);
+        let first = response(first);
         let set = first.headers()["set-cookie"].to_str().unwrap().to_owned();
         assert!(set.ends_with("; Path=/; HttpOnly; SameSite=Lax; Secure"), "{set}");
         let pair = set.split(';').next().unwrap().to_owned();
-        let served = first.extensions().get::<ServedBy>().unwrap().0.clone();
         for _ in 0..4 {
             let again = request("GET", "/", &[("cookie", &format!("a=b; {pair}"))]);
-            let again = response(upstream.send(again, Body::Empty, &pool).await.unwrap());
-            assert_eq!(again.extensions().get::<ServedBy>().unwrap().0, served);
-            assert!(!again.headers().contains_key("set-cookie"));
+            let again = upstream.send(again, Body::Empty, &pool).await.unwrap();
+            assert_eq!(who(&again), served);
+            assert!(!response(again).headers().contains_key("set-cookie"));
         }
         let forged = request("GET", "/", &[("cookie", "node=127.0.0.1")]);
         let forged = response(upstream.send(forged, Body::Empty, &pool).await.unwrap());

@@ -31,7 +31,7 @@ use super::*;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::request::{Arrival, ClientRequest, HeadLimits, Scheme, Trust, UpstreamRequest};
-use crate::upstream::{Reply, ServedBy, Switched};
+use crate::upstream::{Reply, Switched};
 
 const LONG: Duration = Duration::from_secs(20);
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -204,9 +204,17 @@ fn handshake() -> UpstreamRequest {
     )
 }
 
+/// The name of the back end that gave a plain answer.
+fn who(reply: &Reply) -> Arc<str> {
+    match reply {
+        Reply::Response(_, back_end) => back_end.clone().unwrap(),
+        Reply::Switched(_) => panic!("switched"),
+    }
+}
+
 fn response(reply: Reply) -> Response<Body> {
     match reply {
-        Reply::Response(response) => response,
+        Reply::Response(response, _) => response,
         Reply::Switched(_) => panic!("switched"),
     }
 }
@@ -214,7 +222,7 @@ fn response(reply: Reply) -> Response<Body> {
 fn switched(reply: Reply) -> Box<Switched> {
     match reply {
         Reply::Switched(switched) => switched,
-        Reply::Response(response) => panic!("not switched: {}", response.status()),
+        Reply::Response(response, _) => panic!("not switched: {}", response.status()),
     }
 }
 
