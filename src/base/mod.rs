@@ -3,6 +3,7 @@
 pub mod address;
 pub mod bell;
 pub mod boxed;
+pub mod cached_time;
 pub mod certified_name;
 pub mod ciphers;
 pub mod clock;

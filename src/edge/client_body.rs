@@ -9,13 +9,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::base::pace::Pace;
 use crate::edge::facts::Facts;
@@ -133,7 +134,7 @@ impl ClientBody {
     /// Something has come.
     fn note(&mut self, bytes: usize) {
         if let Some(since) = self.waiting.take() {
-            self.pace.spend(since.elapsed());
+            self.pace.spend(cached_time::since(since));
         }
         self.pace.earn(bytes);
     }
@@ -153,9 +154,9 @@ impl ClientBody {
         let patience = self.pace.left().map_or(self.patience, |left| left.min(self.patience));
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         if self.waiting.is_none() {
-            let now = Instant::now();
+            let now = cached_time::now();
             self.waiting = Some(now);
-            sleep.as_mut().reset(now + patience);
+            sleep.as_mut().reset((now + patience).into());
         }
         sleep.as_mut().poll(cx)
     }

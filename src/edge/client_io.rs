@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::base::cached_time;
 use crate::base::fault::Kind;
 use crate::base::pace::Pace;
 use crate::edge::client_stream::ClientStream;
@@ -59,7 +60,7 @@ pub struct ClientIo {
     /// Of what the client takes.
     pace: Pace,
     /// Since when it is waited for until it takes something.
-    blocked: Option<tokio::time::Instant>,
+    blocked: Option<Instant>,
     /// Our side has ended.
     shut: bool,
     /// Bytes that came behind that.
@@ -180,7 +181,7 @@ impl ClientIo {
                 return self.poll_frame_patience(cx);
             }
             let fresh = buf.filled().get(before..).unwrap_or_default();
-            let Err(too_many) = counter.count(fresh, Instant::now()) else { return Poll::Ready(Ok(())) };
+            let Err(too_many) = counter.count(fresh, cached_time::now()) else { return Poll::Ready(Ok(())) };
             buf.set_filled(before + too_many.passed);
             self.facts.note_flood();
         }
@@ -289,14 +290,14 @@ impl ClientIo {
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             if let Some(since) = self.blocked.take() {
-                self.pace.spend(since.elapsed());
+                self.pace.spend(cached_time::since(since));
                 self.writing.stop();
                 self.facts.note_blocked(false);
             }
             self.pace.earn(bytes);
             return written;
         }
-        self.blocked.get_or_insert_with(tokio::time::Instant::now);
+        self.blocked.get_or_insert_with(cached_time::now);
         self.facts.note_blocked(true);
         let write = self.terms.timeouts.write;
         let patience = self.pace.left().map_or(write, |left| left.min(write));

@@ -4,7 +4,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::base::cached_time;
 
 /// Behind every deadline. Where the process stood still (SIGSTOP), its timers go off before it sees what came meanwhile:
 /// by the end of another timer it has asked the kernel.
@@ -34,14 +36,15 @@ pub struct Deadline {
 impl Deadline {
     /// Ready when this phase lasts longer than `patience`. Ask only after a look at what is waited for.
     pub fn poll(&mut self, cx: &mut Context<'_>, phase: Phase, patience: Duration) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let within = |patience| Instant::from_std(cached_time::now() + patience);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(within(patience))));
         if self.phase != Some(phase) {
             (self.phase, self.is_over) = (Some(phase), false);
-            sleep.as_mut().reset(Instant::now() + patience);
+            sleep.as_mut().reset(within(patience));
         }
         ready!(sleep.as_mut().poll(cx));
         if !std::mem::replace(&mut self.is_over, true) {
-            sleep.as_mut().reset(Instant::now() + LAST_LOOK);
+            sleep.as_mut().reset(within(LAST_LOOK));
         }
         sleep.as_mut().poll(cx)
     }

@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Versio
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::base::cached_time;
 use crate::base::fault::Fault;
 use crate::edge::access::{SiteLog, Upgrade};
 use crate::edge::client_body::Unread;
@@ -101,7 +102,7 @@ impl Journey {
             unread: None,
             process: connection.process.clone(),
             answering: Some(Answering { facts: connection.facts.clone(), tunnel: false }),
-            begun: Instant::now(),
+            begun: cached_time::now(),
         }
     }
 
@@ -178,7 +179,6 @@ impl Journey {
     pub fn open_socket(&mut self, back_end: &Arc<str>, status: StatusCode) {
         self.line.status = status.as_u16();
         self.line.upstream = Some(back_end.clone());
-        self.line.duration = self.begun.elapsed();
         self.line.upgrade = Upgrade::Open;
         if let Some(answering) = &mut self.answering {
             answering.open_tunnel();
@@ -208,7 +208,7 @@ impl Journey {
 
     fn write(&self) {
         if let Some(log) = &self.log {
-            log.write(&self.line.record());
+            log.write(&self.line.record(self.begun.elapsed()));
         }
     }
 }
@@ -219,7 +219,6 @@ impl Drop for Journey {
             // A tunnel's opening has been logged; its end is its own.
             return;
         }
-        self.line.duration = self.begun.elapsed();
         if self.line.status == 0 {
             self.line.status = 499;
         }

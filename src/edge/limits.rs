@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderName;
 
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::base::gcra::Gcra;
 use crate::base::network::client_key;
@@ -147,7 +148,7 @@ impl Table {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(cached_time::since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// One more of `id`. Where its bucket is full, it takes the place of the one that owes least: of an idle client, if

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::base::address::ListenAddress;
+use crate::base::cached_time;
 use crate::edge::crowd;
 use crate::edge::finish::farewell::Farewells;
 use crate::edge::guests::Guests;
@@ -114,7 +115,7 @@ pub fn run(process: Arc<Process>, commands: mpsc::Receiver<Command>) -> std::io:
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS_AT_A_TIME).build()?;
     let worker = Rc::new(runtime.block_on(async { Worker::new(process) })?);
-    LocalSet::new().block_on(&runtime, obey(worker, commands));
+    runtime.block_on(cached_time::keep(LocalSet::new().run_until(obey(worker, commands))));
     // What is still on a blocking thread (a file read, a spool) is not waited for.
     runtime.shutdown_background();
     Ok(())

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::frames::{Frames, encode_close, encode_ping};
 use super::kept::Kept;
 use super::rules::{Gate, Sifted};
+use crate::base::cached_time;
 
 /// Reads in a row before the other direction, and the other tasks of the worker, get their turn.
 const READS_IN_A_ROW: usize = 8;
@@ -269,7 +270,7 @@ impl Lane {
             return Sifted { used: all, ..Sifted::default() };
         }
         if let Some(gate) = &mut self.gate {
-            let sifted = gate.sift(&mut self.frames, bytes, Instant::now(), self.kept.due().is_some());
+            let sifted = gate.sift(&mut self.frames, bytes, cached_time::now().into(), self.kept.due().is_some());
             self.discard = gate.violation().is_some();
             self.closed |= self.frames.close_code().is_some();
             return sifted;

@@ -16,6 +16,7 @@ use self::closing::{GOING_AWAY, random_key};
 use self::lane::{Lane, LaneError, Turn};
 use self::register::{CloseRequest, Entry};
 use self::rules::Gate;
+use crate::base::cached_time;
 
 mod closing;
 pub mod frames;
@@ -153,7 +154,7 @@ where
         let went_up = self.up.turn(cx, &mut self.client, &mut self.back_end, scratch, &mut up);
         let went_down = self.down.turn(cx, &mut self.back_end, &mut self.client, scratch, &mut down);
         if up.bytes_read + up.bytes_written + down.bytes_read + down.bytes_written > 0 {
-            self.last_byte = Instant::now();
+            self.last_byte = cached_time::now().into();
             self.entry.count(up.bytes_written as u64, down.bytes_written as u64, self.last_byte);
             self.entry.note_messages(self.up.frames.messages(), self.down.frames.messages());
         }

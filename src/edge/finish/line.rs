@@ -14,7 +14,6 @@ use crate::http::request::Scheme;
 
 /// What the log line needs, kept from the request.
 pub(super) struct Line {
-    pub(super) time: SystemTime,
     pub(super) client: IpAddr,
     pub(super) scheme: Scheme,
     pub(super) site: Option<Arc<str>>,
@@ -26,7 +25,6 @@ pub(super) struct Line {
     pub(super) status: u16,
     pub(super) bytes_sent: u64,
     pub(super) bytes_received: u64,
-    pub(super) duration: Duration,
     pub(super) referer: Option<HeaderValue>,
     pub(super) user_agent: Option<HeaderValue>,
     pub(super) user: Option<User>,
@@ -41,7 +39,6 @@ impl Line {
         let field = |name| request.headers().get(name).cloned();
         let authority = || HeaderValue::from_str(request.uri().authority()?.as_str()).ok();
         Line {
-            time: SystemTime::now(),
             client: connection.arrival.peer.ip(),
             scheme: connection.arrival.scheme,
             site: None,
@@ -53,7 +50,6 @@ impl Line {
             status: 0,
             bytes_sent: 0,
             bytes_received: 0,
-            duration: Duration::ZERO,
             referer: field(header::REFERER),
             user_agent: field(header::USER_AGENT),
             user: None,
@@ -72,9 +68,11 @@ impl Line {
         self.host = None;
     }
 
-    pub(super) fn record(&self) -> Record<'_> {
+    /// The line of a request that has taken `duration` until now.
+    pub(super) fn record(&self, duration: Duration) -> Record<'_> {
+        let now = SystemTime::now();
         Record {
-            time: self.time,
+            time: now.checked_sub(duration).unwrap_or(now),
             client: self.client,
             site: self.site.as_deref().unwrap_or_default(),
             scheme: self.scheme.as_str(),
@@ -86,7 +84,7 @@ impl Line {
             status: self.status,
             bytes_sent: self.bytes_sent,
             bytes_received: self.bytes_received,
-            duration: self.duration,
+            duration,
             referer: self.referer.as_ref().map(HeaderValue::as_bytes),
             user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
             user: self.user.as_deref(),

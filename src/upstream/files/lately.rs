@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::base::cached_time;
 use crate::upstream::files::root::{Content, Identity, InMemory, OpenFile};
 use crate::upstream::files::validator::Validators;
 use crate::upstream::files::{media, stream};
@@ -56,7 +57,7 @@ impl Lately {
         write_key(key, root, name);
         let read = files.get(key.as_slice())?;
         let is_same = || rustix::fs::stat(&read.path).is_ok_and(|stat| Identity::of(&stat) == read.file.identity);
-        if read.since.elapsed() < BELIEVED_FOR && is_same() {
+        if cached_time::since(read.since) < BELIEVED_FOR && is_same() {
             return Some(read.file.clone());
         }
         kept.forget();
@@ -94,7 +95,7 @@ impl Lately {
         if files.is_empty() {
             return;
         }
-        files.retain(|_, read| read.since.elapsed() < BELIEVED_FOR);
+        files.retain(|_, read| cached_time::since(read.since) < BELIEVED_FOR);
         *bytes = files.values().map(|read| cost(&read.file, &read.path)).sum();
     }
 }

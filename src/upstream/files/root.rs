@@ -15,6 +15,7 @@ use bytes::Bytes;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::upstream::files::validator::{Modified, Validators};
 
@@ -152,7 +153,7 @@ impl Root {
         let (device, inode) = identity(&stat);
         if let Some(known) = &*self.opened.load()
             && (known.device, known.inode) == (device, inode)
-            && known.since.elapsed() < RESOLVED_FOR
+            && cached_time::since(known.since) < RESOLVED_FOR
         {
             return Ok(Arc::clone(known));
         }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use base64::Engine;
@@ -13,8 +13,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header, response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::hop;
@@ -250,10 +251,10 @@ impl AnswerBody {
 
     /// Pending until the wait for the back end is too long.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut due = *self.due.get_or_insert_with(|| Instant::now() + self.read);
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        let mut due = *self.due.get_or_insert_with(|| cached_time::now() + self.read);
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
         while alarm.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
+            let now = cached_time::now();
             // A back end that has answered early may wait for the rest of the request, and that for the client.
             let moved = match self.answered.as_ref().map(|answered| answered.connection.waits()) {
                 Some((Turn::Client, _)) => now,
@@ -265,7 +266,7 @@ impl AnswerBody {
                 return Poll::Ready(());
             }
             self.due = Some(due);
-            alarm.as_mut().reset(due);
+            alarm.as_mut().reset(due.into());
         }
         Poll::Pending
     }

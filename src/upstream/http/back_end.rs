@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use rustls::RootCertStore;
 
+use crate::base::cached_time;
 use crate::base::fault::{Causes, Fault, Kind, Side};
 use crate::base::units::format_duration;
 use crate::upstream::connect::ConnectError;
@@ -207,7 +208,9 @@ impl BackEndState {
     fn failed(&self, failure: Failure, why: String, began: Instant, health: &Health) {
         let threshold = Threshold { max_fails: health.max_fails, fail_timeout: health.fail_timeout };
         let began = began.saturating_duration_since(self.made);
-        self.report(self.standing.failed(self.now(), began, failure, why, threshold));
+        // The time itself: none that began before, by another worker's time, may seem to have begun after it.
+        let now = self.made.elapsed();
+        self.report(self.standing.failed(now, began, failure, why, threshold));
     }
 
     /// One line when it goes, and one when it is back.
@@ -224,7 +227,7 @@ impl BackEndState {
     }
 
     fn now(&self) -> Duration {
-        self.made.elapsed()
+        cached_time::since(self.made)
     }
 }
 

@@ -5,11 +5,11 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, StatusCode, Version, response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::base::fault::Fault;

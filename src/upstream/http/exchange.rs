@@ -1,10 +1,11 @@
 //! One request on one connection: the wait for the answer's head, with the body on its way up.
 
 use std::future::poll_fn;
+use std::time::Instant;
 
 use http::response;
-use tokio::time::Instant;
 
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::upstream::http::connection::{Broken, Connection};
 use crate::upstream::http::settings::Timeouts;
@@ -15,13 +16,13 @@ use crate::upstream::http::upload::Turn;
 pub(super) async fn answer(connection: &mut Connection, timeouts: &Timeouts) -> Result<response::Parts, Broken> {
     // A first look when the shortest wait could be over; each look says when the next one is due.
     let first = if connection.has_upload() { timeouts.read.min(timeouts.send) } else { timeouts.read };
-    let mut wake = Instant::now() + first;
+    let mut wake = cached_time::now() + first;
     loop {
-        if let Ok(answered) = tokio::time::timeout_at(wake, poll_fn(|cx| connection.poll_head(cx))).await {
+        if let Ok(answered) = tokio::time::timeout_at(wake.into(), poll_fn(|cx| connection.poll_head(cx))).await {
             return answered;
         }
         let (turn, since) = connection.waits();
-        wake = look(turn, since, timeouts, Instant::now()).map_err(Broken::Fault)?;
+        wake = look(turn, since, timeouts, cached_time::now()).map_err(Broken::Fault)?;
     }
 }
 

@@ -3,11 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
-use tokio::time::Instant;
 
+use crate::base::cached_time;
 use crate::upstream::http::connection::Connection;
 
 /// Idle connections of one back end that are kept.
@@ -52,7 +52,7 @@ impl Pool {
         let mut shelves = self.0.idle.borrow_mut();
         let shelf = shelves.get_mut(key)?;
         while let Some(mut idle) = shelf.pop() {
-            if idle.since.elapsed() >= IDLE {
+            if cached_time::since(idle.since) >= IDLE {
                 // The others have waited longer.
                 shelf.clear();
                 return None;
@@ -68,7 +68,7 @@ impl Pool {
     pub(super) fn put(&self, key: &Arc<str>, mut connection: Box<Connection>) {
         connection.reused = true;
         let mut shelves = self.0.idle.borrow_mut();
-        let idle = Idle { connection, since: Instant::now() };
+        let idle = Idle { connection, since: cached_time::now() };
         match shelves.get_mut(&**key) {
             Some(shelf) if shelf.len() >= KEPT => return,
             Some(shelf) => shelf.push(idle),
@@ -89,7 +89,7 @@ async fn sweep(shelves: Weak<Shelves>) {
         let mut idle = shelves.idle.borrow_mut();
         idle.retain(|_, shelf| {
             // Nobody hears of it when a back end closes one: no task waits for them.
-            shelf.retain_mut(|idle| idle.since.elapsed() < IDLE && idle.connection.is_good(true));
+            shelf.retain_mut(|idle| cached_time::since(idle.since) < IDLE && idle.connection.is_good(true));
             !shelf.is_empty()
         });
         if idle.is_empty() {

@@ -4,6 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::base::cached_time;
+
 /// What is counted together.
 const WINDOW: Duration = Duration::from_secs(10);
 /// One retry for so many requests of this window and the one before.
@@ -33,12 +35,12 @@ impl RetryBudget {
 
     /// A request has come.
     pub(super) fn request(&self) {
-        self.request_at(self.made.elapsed());
+        self.request_at(cached_time::since(self.made));
     }
 
     /// Whether one more may be sent a second time; counts it.
     pub(super) fn claim(&self) -> bool {
-        self.claim_at(self.made.elapsed())
+        self.claim_at(cached_time::since(self.made))
     }
 
     fn request_at(&self, now: Duration) {

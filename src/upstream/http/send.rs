@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue, Method, Response, header};
 
 use crate::base::boxed::in_place;
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::http::request::UpstreamRequest;
@@ -233,7 +234,7 @@ impl HttpUpstream {
         state: &BackEndState,
         trip: &mut Trip,
     ) -> Result<(Box<Connection>, Response<BodyLength>), Miss> {
-        let (began, reused) = (Instant::now(), connection.reused);
+        let (began, reused) = (cached_time::now(), connection.reused);
         let attempted = self.attempt(connection, target, &mut trip.outgoing).await;
         let health = self.strictness(state);
         match &attempted {

@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::Body as HttpBody;
 use tokio::io::AsyncWrite;
-use tokio::time::Instant;
 
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::upstream::connect::BackEndStream;
@@ -145,7 +146,7 @@ impl Sending {
             piece: Bytes::new(),
             back: b"",
             turn: Turn::BackEnd,
-            moved: Instant::now(),
+            moved: cached_time::now(),
             wrote: false,
             unflushed: false,
             broken: false,
@@ -235,7 +236,7 @@ impl Sending {
         };
         (self.piece, self.back) = piece.map_err(Broken::Fault)?;
         self.turn = Turn::BackEnd;
-        self.moved = Instant::now();
+        self.moved = cached_time::now();
         Ok(Poll::Ready(()))
     }
 
@@ -263,7 +264,7 @@ impl Sending {
         self.back = self.back.get(count - front - piece..).unwrap_or_default();
         self.wrote = true;
         self.unflushed = true;
-        self.moved = Instant::now();
+        self.moved = cached_time::now();
     }
 
     /// A back end that answers early (413, a redirect) and closes makes our next write fail while its answer waits to

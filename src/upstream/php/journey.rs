@@ -15,6 +15,7 @@ use super::presence::Missing;
 use super::register::Fpm;
 use super::{FastCgiPool, Job, PhpUpstream, Settings, answer};
 use crate::base::address::Endpoint;
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::http::body::Body;
 use crate::upstream::connect::{self, ConnectError, is_out_of_descriptors};
@@ -63,7 +64,7 @@ enum Lost {
 /// Runs `job` at one of the pools and gives its answer.
 pub(super) async fn run(upstream: &PhpUpstream, job: &Job, pool: &FastCgiPool) -> Result<Response<Body>, Fault> {
     let settings = &upstream.settings;
-    let mut turn = Instant::now() + settings.queue_timeout;
+    let mut turn = Instant::from_std(cached_time::now()) + settings.queue_timeout;
     let (mut held, mut missed, mut repeated, mut pause) = (None, None, false, FIRST_PAUSE);
     let mut may_be_whole = job.is_repeatable();
     loop {
@@ -134,7 +135,7 @@ pub(super) async fn run(upstream: &PhpUpstream, job: &Job, pool: &FastCgiPool) -
 /// in turn. Where all are down, one request now and then finds out whether one is back.
 fn choose(upstream: &PhpUpstream) -> Result<Arc<Fpm>, Fault> {
     let PhpUpstream { settings, pools, turn, .. } = upstream;
-    let now = Instant::now();
+    let now = Instant::from_std(cached_time::now());
     let turn = turn.fetch_add(1, Ordering::Relaxed).checked_rem(pools.len()).unwrap_or(0);
     let mut best: Option<(bool, usize, usize, &Arc<Fpm>)> = None;
     let mut down = None;

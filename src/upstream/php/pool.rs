@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::base::address::Endpoint;
+use crate::base::cached_time;
 use crate::upstream::connect::BackEndStream;
 
 /// How long a connection may wait for its next request. Each one holds an FPM worker that serves nobody else.
@@ -62,7 +63,7 @@ impl FastCgiPool {
         let mut idle = self.idle.borrow_mut();
         let shelf = idle.get_mut(endpoint)?;
         while let Some(Idle { stream, since }) = shelf.pop_back() {
-            if since.elapsed() < MAX_IDLE && is_good(&stream) {
+            if cached_time::since(since.into_std()) < MAX_IDLE && is_good(&stream) {
                 return Some(stream);
             }
         }
@@ -76,7 +77,7 @@ impl FastCgiPool {
             idle.insert(endpoint.clone(), VecDeque::new());
         }
         let Some(shelf) = idle.get_mut(endpoint) else { return };
-        shelf.push_back(Idle { stream, since: Instant::now() });
+        shelf.push_back(Idle { stream, since: cached_time::now().into() });
         while shelf.len() > limit {
             shelf.pop_front();
         }
