@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::Request;
 use hyper::body::Incoming;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::base::address::ListenAddress;
 use crate::base::bell::Bell;
 use crate::base::boxed::in_place;
+use crate::base::cached_time;
 use crate::base::fault::{Fault, Kind};
 use crate::base::host::Host;
 use crate::edge::admission::Permit;
@@ -319,7 +320,7 @@ async fn serve_http2(begun: Box<Begun>) {
     let (keepalive, write) = (terms.timeouts.keepalive, terms.timeouts.write);
     // In a box of its own, and what it is made of out of scope: this future lives as long as the connection.
     let mut running = {
-        let counter = FrameCounter::new(Instant::now(), connection.most_frames);
+        let counter = FrameCounter::new(cached_time::now(), connection.most_frames);
         let io = ClientIo::http2(stream, counter, terms.clone(), connection.facts.clone());
         let mut builder = http2::Builder::new(LocalExecutor { write });
         if sockets {

@@ -105,7 +105,7 @@ impl FrameCounter {
 
     /// Counts the frames whose headers are in `bytes`; `now` is when they arrived.
     pub fn count(&mut self, bytes: &[u8], now: Instant) -> Result<(), TooManyFrames> {
-        if now.duration_since(self.since) >= WINDOW {
+        if now.saturating_duration_since(self.since) >= WINDOW {
             self.since = now;
             self.control = 0;
         }
