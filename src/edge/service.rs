@@ -152,7 +152,8 @@ async fn send(
         Action::Respond { status, body, content_type } => {
             let response = redirect::respond(*status, body.clone(), content_type);
             // As with nginx: what the file says in words is the answer, a bare status is an error like others.
-            Ok(if body.is_empty() { site.error_pages.dress(response).await } else { response }.into())
+            let response = if body.is_empty() { site.error_pages.dress(response).await } else { response };
+            Ok(response.into())
         }
         Action::Files { files, php, http } => {
             match files.find_and_keep(&request.path, &request.method, &worker.files)? {
