@@ -1,4 +1,4 @@
-//! Layer 0: the words everybody shares. Pure, no I/O, imports nothing of ours.
+//! Layer 0: the words everybody shares. Pure but for a look at the clock, no I/O, imports nothing of ours.
 
 pub mod address;
 pub mod bell;
